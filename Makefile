@@ -1,0 +1,46 @@
+# Every target works on a fresh clone: what it needs is installed first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-all lint format bench-digits compiled clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## virtual environment with tenfold and its tools
+
+$(STAMP): pyproject.toml docker/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint docker/constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## the whole pipeline on handwritten digits, two labels a class
+	$(BIN)/tenfold run --preset digits
+
+test: $(STAMP)  ## the tests, real S3 and MLflow servers among them
+	$(BIN)/pytest -m 'not slow'
+
+test-all: $(STAMP)  ## also the slow ones
+	$(BIN)/pytest
+
+lint: $(STAMP)  ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+compiled: $(STAMP)  ## compile the pipeline's golden YAML anew
+	$(BIN)/tenfold compile --output pipelines/compiled/semi_supervised.yaml
+
+bench-digits: $(STAMP)  ## the ladder over 10 splits; about half an hour, goes on where it was stopped
+	$(BIN)/python benchmarks/digits.py
+
+clean:  ## remove the environment and what runs left here
+	rm -rf $(VENV) .tenfold build dist *.egg-info src/*.egg-info

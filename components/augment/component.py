@@ -1,0 +1,30 @@
+"""The KFP component of augmentation."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+
+def augment(
+    config: str, dataset: str, views: dsl.Output[dsl.Artifact], preview: dsl.Output[dsl.HTML]
+) -> NamedTuple(
+    "Views",
+    [
+        ("contrastive", str), ("weak", str), ("strong", str), ("evaluation", str), ("baseline", str),
+        ("finetune", str), ("distill", str),
+    ],
+):  # fmt: skip
+    """Resolve the views, measure them, and show what they look like."""
+    from pathlib import Path
+
+    from tenfold.components.augment.stage import Inputs, Outputs, run
+    from tenfold.config import AugmentConfig
+    from tenfold.execution import execute
+
+    outputs = Outputs(Path(views.path), Path(preview.path))
+    return execute("augment", run, AugmentConfig, config, Inputs(dataset), outputs)
+
+
+def component(image: str):
+    """Return augmentation as a component that runs in ``image``."""
+    return dsl.component(augment, base_image=image, install_kfp_package=False)

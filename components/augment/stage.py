@@ -1,0 +1,147 @@
+"""Augmentation: resolves the views, measures them on the data, and shows what they look like."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from tenfold.augment.spec import ViewSpec, resolve_specs
+from tenfold.augment.stream import ViewStream
+from tenfold.config import AugmentConfig
+from tenfold.data.decode import decode
+from tenfold.data.manifest import open_dataset
+from tenfold.data.reader import SplitReader
+from tenfold.training.device import prepare
+from tenfold.work import Work
+
+_SHOWN, _TILE = 8, 64
+_STATISTICS_IMAGES = 2000
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``dataset``: its URI."""
+
+    dataset: str
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """``views``: folder with specification, channel statistics, throughput and preview.
+
+    ``preview``: the same picture as an HTML page.
+    """
+
+    views: Path
+    preview: Path
+
+
+class Views(NamedTuple):
+    """Each view's canonical specification, for the stages that use it."""
+
+    contrastive: str
+    weak: str
+    strong: str
+    evaluation: str
+    baseline: str
+    finetune: str
+    distill: str
+
+
+_SHOWN_VIEWS = ("contrastive", "weak", "strong", "evaluation")
+
+
+def run(config: AugmentConfig, inputs: Inputs, outputs: Outputs, work: Work) -> Views:
+    """Resolve every view, and write what is worth knowing about it on this data and this machine."""
+    device = prepare(work.environment)
+    reader = SplitReader(open_dataset(inputs.dataset), "unlabelled", work.cache)
+    specs = resolve_specs(config)
+    outputs.views.mkdir(parents=True, exist_ok=True)
+    named = {name: getattr(specs, name) for name in Views._fields}
+    hashes = {name: spec.hash for name, spec in named.items()}
+    statistics = channel_statistics(reader)
+    rate = throughput(reader, specs.contrastive, device, work)
+    shown = {name: named[name] for name in _SHOWN_VIEWS}
+    sheet = contact_sheet(reader, shown, device, work)
+    sheet.save(outputs.views / "preview.png")
+    facts = {
+        "views": {name: spec.model_dump() for name, spec in named.items()}, "hashes": hashes,
+        "channels": statistics, "throughput_views_per_second": rate, "device": device.type,
+        "threads": work.environment.threads,
+    }  # fmt: skip
+    (outputs.views / "views.json").write_text(json.dumps(facts, indent=1))
+    outputs.preview.write_text(_page(outputs.views / "preview.png", facts, list(shown)))
+    work.tracker.metrics({"views_per_second": rate})
+    work.tracker.tags({f"tenfold.view.{name}": value for name, value in hashes.items()})
+    work.tracker.artifact(outputs.views, "views")
+    return Views(**{name: spec.encoded() for name, spec in named.items()})
+
+
+def channel_statistics(reader: SplitReader) -> dict[str, list[float]]:
+    """Return mean and standard deviation of each channel over the first images, of pixels in [0, 1]."""
+    count, total, squares = 0, np.zeros(3), np.zeros(3)
+    for number in range(min(len(reader), _STATISTICS_IMAGES)):
+        pixels = decode(reader.image(number).tobytes()).pixels.reshape(-1, 3) / 255.0
+        count += len(pixels)
+        total += pixels.sum(0)
+        squares += (pixels**2).sum(0)
+    mean = total / count
+    return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()}
+
+
+def throughput(reader: SplitReader, spec: ViewSpec, device: torch.device, work: Work) -> float:
+    """Return contrastive views a second, two an image, measured for about a second after a warm-up."""
+    batch = min(256, len(reader))
+    stream = ViewStream(reader, [spec, spec], batch, 0, device, work.environment.threads)
+    next(stream)
+    start, views = time.monotonic(), 0
+    while views == 0 or time.monotonic() - start < 1.0:
+        next(stream)
+        views += 2 * batch
+    return views / (time.monotonic() - start)
+
+
+def contact_sheet(reader: SplitReader, specs: dict[str, ViewSpec], device: torch.device, work: Work) -> Image.Image:
+    """Return a picture: a row an image; the original, the evaluation view, and two draws of each random view."""
+    columns = [("evaluation", specs["evaluation"])]
+    columns += [(name, spec) for name, spec in specs.items() if name != "evaluation" for _ in range(2)]
+    batch = min(_SHOWN, len(reader))
+    stream = ViewStream(
+        reader, [spec for _, spec in columns], batch, 0, device, work.environment.threads, shuffle=False
+    )
+    views = [view.cpu().numpy() for view in next(stream).views]
+    gap, head = 6, 18
+    width, height = (len(columns) + 1) * (_TILE + gap) + gap, head + batch * (_TILE + gap) + gap
+    sheet = Image.new("RGB", (width, height), (128, 128, 128))
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(["original", *[name for name, _ in columns]]):
+        draw.text((gap + column * (_TILE + gap), 4), name, fill=(255, 255, 255))
+    for row in range(batch):
+        tiles: list[NDArray[np.uint8]] = [decode(reader.image(row).tobytes()).pixels]
+        tiles += [(view[row].transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8) for view in views]
+        for column, tile in enumerate(tiles):
+            picture = Image.fromarray(tile)
+            picture = picture.resize((_TILE, _TILE), Image.Resampling.NEAREST)
+            sheet.paste(picture, (gap + column * (_TILE + gap), head + gap + row * (_TILE + gap)))
+    return sheet
+
+
+def _page(picture: Path, facts: dict[str, object], names: list[str]) -> str:
+    import base64
+
+    data = base64.b64encode(picture.read_bytes()).decode()
+    text = json.dumps({"channels": facts["channels"], "hashes": facts["hashes"]}, indent=1)
+    return (
+        "<!doctype html><meta charset='utf-8'><title>Views</title><style>body{font:15px system-ui;margin:2em}"
+        "img{max-width:100%;image-rendering:pixelated}</style><h1>What the views look like</h1>"
+        f"<p>Columns: the original, then {', '.join(names)}; two draws of each random view.</p>"
+        f"<img alt='sample views' src='data:image/png;base64,{data}'><pre>{text}</pre>"
+    )

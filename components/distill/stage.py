@@ -1,0 +1,107 @@
+"""Distillation: a student learns the teacher's soft labels on all training images (SimCLRv2, section 2)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tenfold.augment.spec import parse_spec
+from tenfold.augment.stream import ViewStream
+from tenfold.config import DistillConfig
+from tenfold.data.manifest import Dataset, open_dataset
+from tenfold.data.reader import SplitReader
+from tenfold.errors import DataError
+from tenfold.models.heads import Classifier
+from tenfold.models.saved import Description, build, load_classifier, save
+from tenfold.training.device import prepare
+from tenfold.training.loop import fit
+from tenfold.training.objectives import Distillation
+from tenfold.work import Work
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``dataset``: its URI. ``views``: of training. ``evaluation``: the view of serving.
+
+    ``soft_labels``: the teacher's. ``teacher``: itself, for ``targets: live_teacher``. ``finetuned``: where
+    the student starts with ``init: finetuned``.
+    """
+
+    dataset: str
+    views: str
+    evaluation: str
+    soft_labels: Path
+    teacher: Path
+    finetuned: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """``student``: folder of the trained student."""
+
+    student: Path
+
+
+def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> None:
+    """Train a student on soft labels, or on the live teacher's view of the very same pixels."""
+    device = prepare(work.environment)
+    seed, threads = config.seed or 0, work.environment.threads
+    spec, evaluation = parse_spec(inputs.views), parse_spec(inputs.evaluation)
+    assert evaluation.evaluation is not None
+    dataset = open_dataset(inputs.dataset)
+    unlabelled = SplitReader(dataset, "unlabelled", work.cache)
+    labelled = SplitReader(dataset, "labelled", work.cache)
+    soft = read_soft_labels(inputs.soft_labels, dataset)
+    teacher = None
+    if config.targets == "live_teacher":
+        teacher, known = load_classifier(inputs.teacher)
+        if known.classes != unlabelled.classes:
+            raise DataError(f"the teacher knows the classes {known.classes}, the data set {unlabelled.classes}")
+    torch.manual_seed(seed)
+    if config.init == "finetuned":
+        model, description = load_classifier(inputs.finetuned)
+        model.requires_grad_(True)
+    else:
+        description = Description(
+            kind="classifier", network=config.network, classes=unlabelled.classes, image_size=spec.image_size,
+            evaluation=evaluation.evaluation,
+        )  # fmt: skip
+        model = cast(Classifier, build(description))
+    batch = min(config.batch_size, len(unlabelled))
+    streams = {"unlabelled": partial(ViewStream, unlabelled, [spec], batch, seed, device, threads)}
+    if config.alpha < 1:
+        few = min(64, batch)
+        streams["labelled"] = partial(ViewStream, labelled, [spec], few, seed + 1, device, threads)
+    objective = Distillation(
+        model,
+        teacher,
+        soft,
+        torch.from_numpy(labelled.labels()),
+        config.temperature,
+        config.alpha,
+        config.average,
+    )
+    history = fit(objective, streams, config, config.length(len(unlabelled)), device, work)
+    save(outputs.student, objective.result(), description)
+    (outputs.student / "history.json").write_text(json.dumps(history))
+    work.tracker.artifact(outputs.student, "student")
+
+
+def read_soft_labels(folder: Path, dataset: Dataset) -> Tensor:
+    """Return the soft labels (N, C) in the order of the ``unlabelled`` split.
+
+    Raises:
+        DataError: they were made for another data set or other classes.
+    """
+    index = json.loads((folder / "index.json").read_text())
+    if index["dataset"] != dataset.digest or index["classes"] != dataset.manifest.classes:
+        raise DataError(f"the soft labels in {folder} were made for another data set ({index['dataset']})")
+    parts = [load_file(folder / f"{name}.safetensors")["probabilities"] for name in index["shards"]]
+    return torch.cat(parts)

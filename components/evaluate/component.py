@@ -1,0 +1,36 @@
+"""The KFP component of evaluation."""
+
+from kfp import dsl
+
+
+def evaluate(
+    config: str, dataset: str, evaluation_view: str, views: dsl.Input[dsl.Artifact],
+    encoder: dsl.Input[dsl.Model], baseline: dsl.Input[dsl.Model], finetuned: dsl.Input[dsl.Model],
+    teacher: dsl.Input[dsl.Model], soft_labels: dsl.Input[dsl.Dataset], student: dsl.Input[dsl.Model],
+    evaluation: dsl.Output[dsl.Artifact], report: dsl.Output[dsl.HTML], metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+):  # fmt: skip
+    """Measure every rung of the ladder on the test split."""
+    from pathlib import Path
+
+    from tenfold.components.evaluate.stage import Inputs, Outputs, run
+    from tenfold.config import EvaluateConfig
+    from tenfold.execution import execute
+
+    folders = [Path(a.path) for a in (views, encoder, baseline, finetuned, teacher, soft_labels, student)]
+    inputs = Inputs(dataset, evaluation_view, *folders)
+    outputs = Outputs(Path(evaluation.path), Path(report.path))
+    result = execute("evaluate", run, EvaluateConfig, config, inputs, outputs)
+    scores = result.student
+    metrics.log_metric("top1", scores.top1.value)
+    metrics.log_metric("top1_low", scores.top1.low)
+    metrics.log_metric("top1_high", scores.top1.high)
+    metrics.log_metric("top5", scores.top5)
+    metrics.log_metric("balanced_accuracy", scores.balanced)
+    metrics.log_metric("calibration_error", scores.calibration_error)
+    confusion.log_confusion_matrix(result.classes, scores.confusion)
+
+
+def component(image: str):
+    """Return evaluation as a component that runs in ``image``."""
+    return dsl.component(evaluate, base_image=image, install_kfp_package=False)

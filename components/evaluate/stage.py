@@ -1,0 +1,264 @@
+"""Evaluation: every rung of the ladder on the same test split and the same labels."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tenfold.augment.spec import ViewSpec, parse_spec
+from tenfold.config import EvaluateConfig
+from tenfold.data.decode import decode
+from tenfold.data.manifest import Dataset, open_dataset
+from tenfold.data.reader import SplitReader
+from tenfold.errors import DataError
+from tenfold.evaluation.figures import save_ladder_png
+from tenfold.evaluation.inference import apply, evaluation_images, probabilities
+from tenfold.evaluation.metrics import Scores, bootstrap_interval, score
+from tenfold.evaluation.probes import label_spreading, logistic_regression
+from tenfold.execution import read_lineage
+from tenfold.fingerprint import digest
+from tenfold.models.resnet import count_parameters
+from tenfold.models.saved import load, load_classifier
+from tenfold.report.render import render
+from tenfold.training.device import prepare
+from tenfold.work import Work
+
+Floats = NDArray[np.float64]
+#: Graph methods see at most this many unlabelled images; the report says so where it cut.
+_GRAPH_IMAGES = 20_000
+_MISTAKES = 24
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``dataset``: its URI. ``evaluation``: the view of serving. ``views``: the augment stage's folder.
+
+    ``encoder``, ``baseline``, ``finetuned``, ``teacher``, ``soft_labels``, ``student``: what the stages
+    made; ``teacher`` equals ``finetuned`` where self-training was left out.
+    """
+
+    dataset: str
+    evaluation: str
+    views: Path
+    encoder: Path
+    baseline: Path
+    finetuned: Path
+    teacher: Path
+    soft_labels: Path
+    student: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """``evaluation``: folder with evaluation.json, predictions.json and figures. ``report``: HTML page."""
+
+    evaluation: Path
+    report: Path
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to a classifier: its test predictions, and the seconds of everything that it needs."""
+
+    id: str
+    title: str
+    probabilities: Floats
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the KFP component shows: the student's scores."""
+
+    classes: list[str]
+    student: Scores
+
+
+def run(config: EvaluateConfig, inputs: Inputs, outputs: Outputs, work: Work) -> Result:
+    """Measure every rung and write metrics, predictions, figures and the report.
+
+    Raises:
+        DataError: a classifier's classes are not the data set's.
+    """
+    device = prepare(work.environment)
+    dataset = open_dataset(inputs.dataset)
+    spec = parse_spec(inputs.evaluation)
+    readers = {name: SplitReader(dataset, name, work.cache) for name in dataset.manifest.splits}
+    images = {name: evaluation_images(reader, spec) for name, reader in readers.items()}
+    known, truth = readers["labelled"].labels(), readers["test"].labels()
+    rungs = _probe_rungs(config, images, known, inputs, device, work)
+    rungs += _network_rungs(images["test"], inputs, dataset, device)
+    order = ["pixels_logistic", "pixels_spreading", "baseline", "encoder_logistic", "encoder_spreading",
+             "finetuned", "self_trained", "student"]  # fmt: skip
+    rungs.sort(key=lambda rung: order.index(rung.id))
+    classes, seed = dataset.manifest.classes, config.seed or 0
+    scores = {
+        rung.id: score(rung.probabilities, truth, classes, config.bootstrap, config.confidence, seed) for rung in rungs
+    }
+    hits = {rung.id: (rung.probabilities.argmax(1) == truth).astype(np.float64) for rung in rungs}
+    table = []
+    for rung in rungs:
+        difference = hits["student"] - hits[rung.id]
+        gain = bootstrap_interval(difference, config.bootstrap, config.confidence, seed)
+        table.append(
+            {"id": rung.id, "title": rung.title, "seconds": rung.seconds, "scores": scores[rung.id].as_dict(),
+             "gain": None if rung.id == "student" else asdict(gain)}
+        )  # fmt: skip
+        work.tracker.metrics({f"top1.{rung.id}": scores[rung.id].top1.value, f"seconds.{rung.id}": rung.seconds})
+    student = rungs[-1].probabilities
+    model, description = load_classifier(inputs.student)
+    evaluation: dict[str, Any] = {
+        "name": work.environment.experiment, "run_id": work.environment.run_id, "dataset": inputs.dataset,
+        "classes": classes, "test_images": len(truth), "confidence": config.confidence, "rungs": table,
+        "student": {"network": description.network.model_dump(), "parameters": count_parameters(model),
+                    "image_size": description.image_size},
+        "counts": {name: split.count for name, split in dataset.manifest.splits.items()},
+        "labelled": dataset.manifest.splits["labelled"].class_counts,
+        "quarantined": [q.model_dump() for q in dataset.manifest.quarantined],
+        "curves": _curves(inputs), "stages": _stages(inputs),
+        "pictures": {"views": _picture(inputs.views / "preview.png"),
+                     "confidence": _picture(inputs.soft_labels / "confidence.png")},
+        "mistakes": _mistakes(student, truth, classes, readers["test"]),
+        "transductive_cap": _GRAPH_IMAGES if len(readers["unlabelled"]) > _GRAPH_IMAGES else None,
+    }  # fmt: skip
+    outputs.evaluation.mkdir(parents=True, exist_ok=True)
+    (outputs.evaluation / "evaluation.json").write_text(json.dumps(evaluation))
+    predictions = {
+        "test_split": test_split_name(dataset, spec), "view": spec.hash, "classes": classes,
+        "truth": truth.tolist(), "predicted": student.argmax(1).tolist(),
+    }  # fmt: skip
+    (outputs.evaluation / "predictions.json").write_text(json.dumps(predictions))
+    save_ladder_png(table, outputs.evaluation / "ladder.png")
+    outputs.report.write_text(render(evaluation), encoding="utf-8")
+    work.tracker.metrics({"top1": scores["student"].top1.value, "top5": scores["student"].top5,
+                          "calibration_error": scores["student"].calibration_error})  # fmt: skip
+    work.tracker.artifact(outputs.evaluation, "evaluation")
+    return Result(classes, scores["student"])
+
+
+def test_split_name(dataset: Dataset, spec: ViewSpec) -> str:
+    """Return what must be equal for two models' test results to be comparable: images, labels and view."""
+    shards = [shard.sha256 for shard in dataset.manifest.splits["test"].shards]
+    return digest(json.dumps([shards, dataset.manifest.classes, spec.evaluation and spec.evaluation.model_dump()]))
+
+
+def _probe_rungs(
+    config: EvaluateConfig, images: dict[Any, torch.Tensor], known: NDArray[np.int64], inputs: Inputs,
+    device: torch.device, work: Work,
+) -> list[Rung]:  # fmt: skip
+    """Return the rungs that train no network: on raw pixels, and on the frozen encoder's features."""
+    pretrained, _ = load(inputs.encoder)
+    encoder = pretrained.encoder
+    encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classes = len(read_classes(inputs.student))
+    kinds: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str, float]] = {
+        "pixels": (lambda x: x.flatten(1), "raw pixels", 0.0),
+        "encoder": (encoder, "the frozen encoder", _seconds(inputs.encoder)),
+    }
+    rungs = []
+    for number, (kind, (function, where, cost)) in enumerate(kinds.items()):
+        work.reporter.progress("probing", number, 2, "probes")
+        features = {
+            name: apply(function, part[:_GRAPH_IMAGES] if name == "unlabelled" else part, device)
+            for name, part in images.items()
+        }
+        start = time.monotonic()
+        predicted = logistic_regression(
+            features["labelled"], known, features["test"], classes, config.inverse_regularization
+        )
+        seconds = time.monotonic() - start
+        rungs.append(Rung(f"{kind}_logistic", f"logistic regression on {where}", predicted, cost + seconds))
+        start = time.monotonic()
+        predicted = label_spreading(
+            features["labelled"], known, features["unlabelled"], features["test"], classes, config.neighbours
+        )
+        seconds = time.monotonic() - start
+        rungs.append(Rung(f"{kind}_spreading", f"label spreading on {where}", predicted, cost + seconds))
+    return rungs
+
+
+def read_classes(folder: Path) -> list[str]:
+    """Return the classes of a saved classifier."""
+    return list(json.loads((folder / "model.json").read_text())["classes"])
+
+
+def _network_rungs(test: torch.Tensor, inputs: Inputs, dataset: Dataset, device: torch.device) -> list[Rung]:
+    pretrain, finetune = _seconds(inputs.encoder), _seconds(inputs.finetuned)
+    self_trained = bool(read_lineage(inputs.teacher)["config"]["enabled"])
+    teacher = _seconds(inputs.teacher) if self_trained else 0.0
+    rungs = [
+        ("baseline", "the student's network on the labels alone", inputs.baseline, _seconds(inputs.baseline)),
+        ("finetuned", "fine-tuned teacher", inputs.finetuned, pretrain + finetune),
+        ("self_trained", "self-trained teacher", inputs.teacher, pretrain + finetune + teacher),
+        ("student", "distilled student", inputs.student,
+         pretrain + finetune + teacher + _seconds(inputs.soft_labels) + _seconds(inputs.student)),
+    ]  # fmt: skip
+    found = []
+    for name, title, folder, seconds in rungs:
+        if name == "self_trained" and not self_trained:
+            continue
+        model, description = load_classifier(folder)
+        if description.classes != dataset.manifest.classes:
+            raise DataError(f"the {title} knows the classes {description.classes}, not the data set's")
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found.append(Rung(name, title, apply(probabilities(model), test, device), seconds))
+    return found
+
+
+def _seconds(folder: Path) -> float:
+    return float(read_lineage(folder)["seconds"])
+
+
+def _stage(folder: Path) -> str:
+    return str(read_lineage(folder)["stage"])
+
+
+def _curves(inputs: Inputs) -> dict[str, Any]:
+    folders = [inputs.encoder, inputs.baseline, inputs.finetuned, inputs.teacher, inputs.student]
+    return {_stage(folder): json.loads((folder / "history.json").read_text()) for folder in folders}
+
+
+def _stages(inputs: Inputs) -> list[dict[str, Any]]:
+    """Return what each stage's lineage says, each stage once."""
+    folders = [inputs.views, inputs.encoder, inputs.baseline, inputs.finetuned, inputs.teacher,
+               inputs.soft_labels, inputs.student]  # fmt: skip
+    keys = ("stage", "fingerprint", "run_id", "mlflow_run_id", "seconds", "code")
+    rows = [{key: read_lineage(folder)[key] for key in keys} for folder in folders]
+    return list({row["fingerprint"]: row for row in rows}.values())
+
+
+def _picture(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _mistakes(
+    predicted: Floats, truth: NDArray[np.int64], classes: list[str], reader: SplitReader
+) -> list[dict[str, Any]]:
+    """Return the student's most confident mistakes."""
+    wrong = np.flatnonzero(predicted.argmax(1) != truth)
+    worst = wrong[np.argsort(-predicted[wrong].max(1), kind="stable")][:_MISTAKES]
+    shown = []
+    for number in worst.tolist():
+        picture = Image.fromarray(decode(reader.image(number).tobytes()).pixels)
+        picture.thumbnail((96, 96))
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        shown.append(
+            {"path": reader.path(number), "true": classes[truth[number]],
+             "predicted": classes[int(predicted[number].argmax())], "confidence": float(predicted[number].max()),
+             "image": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()}
+        )  # fmt: skip
+    return shown

@@ -1,0 +1,40 @@
+"""The KFP components of supervised training: the teacher, and the baseline it is measured against."""
+
+from kfp import dsl
+
+
+def finetune(
+    config: str, dataset: str, views: str, evaluation: str, encoder: dsl.Input[dsl.Model],
+    classifier: dsl.Output[dsl.Model],
+):  # fmt: skip
+    """Fine-tune the pretrained encoder on the labelled images, from the middle of its projection head."""
+    from pathlib import Path
+
+    from tenfold.components.finetune.stage import Inputs, Outputs, run
+    from tenfold.config import FinetuneConfig
+    from tenfold.execution import execute
+
+    inputs = Inputs(dataset, views, evaluation, Path(encoder.path))
+    execute("finetune", run, FinetuneConfig, config, inputs, Outputs(Path(classifier.path)))
+
+
+def baseline(config: str, dataset: str, views: str, evaluation: str, classifier: dsl.Output[dsl.Model]):
+    """Train the student's network on the labelled images alone."""
+    from pathlib import Path
+
+    from tenfold.components.finetune.stage import Inputs, Outputs, run
+    from tenfold.config import BaselineConfig
+    from tenfold.execution import execute
+
+    inputs = Inputs(dataset, views, evaluation, None)
+    execute("baseline", run, BaselineConfig, config, inputs, Outputs(Path(classifier.path)))
+
+
+def component(image: str):
+    """Return fine-tuning as a component that runs in ``image``."""
+    return dsl.component(finetune, base_image=image, install_kfp_package=False)
+
+
+def baseline_component(image: str):
+    """Return the baseline's training as a component that runs in ``image``."""
+    return dsl.component(baseline, base_image=image, install_kfp_package=False)

@@ -1,0 +1,82 @@
+"""Fine-tuning on the labelled subset: the teacher from a pretrained encoder, the baseline from nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tenfold.augment.spec import parse_spec
+from tenfold.augment.stream import ViewStream
+from tenfold.config import BaselineConfig, FinetuneConfig, ResNetConfig, SupervisedConfig
+from tenfold.data.manifest import open_dataset
+from tenfold.data.reader import SplitReader
+from tenfold.models.heads import Classifier, SimCLRModel
+from tenfold.models.saved import Description, build, load, save
+from tenfold.training.device import prepare
+from tenfold.training.loop import fit
+from tenfold.training.objectives import Supervised
+from tenfold.work import Work
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``dataset``: its URI. ``views``: of training. ``evaluation``: the view of serving.
+
+    ``encoder``: pretrained folder; None trains a network from nothing.
+    """
+
+    dataset: str
+    views: str
+    evaluation: str
+    encoder: Path | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """``classifier``: folder of the trained classifier."""
+
+    classifier: Path
+
+
+def run(config: SupervisedConfig, inputs: Inputs, outputs: Outputs, work: Work) -> None:
+    """Train all layers on the labelled images.
+
+    With an encoder, the first ``from_head_layer`` layers of its projection head stay part of the network
+    (SimCLRv2, section 2: fine-tuning from a middle layer), and the classifier on top starts at zero.
+    """
+    device = prepare(work.environment)
+    seed = config.seed or 0
+    spec, evaluation = parse_spec(inputs.views), parse_spec(inputs.evaluation)
+    assert evaluation.evaluation is not None
+    reader = SplitReader(open_dataset(inputs.dataset), "labelled", work.cache)
+    torch.manual_seed(seed)
+    common = {"kind": "classifier", "classes": reader.classes, "image_size": spec.image_size,
+              "evaluation": evaluation.evaluation}  # fmt: skip
+    if inputs.encoder is None:
+        assert isinstance(config, BaselineConfig)
+        description = Description(
+            network=config.network or ResNetConfig(), head=config.head, layer=config.from_head_layer, **common
+        )
+    else:
+        pretrained, origin = load(inputs.encoder)
+        assert isinstance(pretrained, SimCLRModel)
+        assert isinstance(config, FinetuneConfig)
+        description = Description(network=origin.network, head=origin.head, layer=config.from_head_layer, **common)
+    model = build(description)
+    assert isinstance(model, Classifier)
+    if inputs.encoder is not None:
+        model.encoder.load_state_dict(pretrained.encoder.state_dict())
+        if model.head is not None and pretrained.head is not None:
+            kept = model.head.state_dict()
+            model.head.load_state_dict({k: v for k, v in pretrained.head.state_dict().items() if k in kept})
+    batch = min(config.batch_size, max(2, len(reader)))
+    stream = partial(ViewStream, reader, [spec], batch, seed, device, work.environment.threads)
+    objective = Supervised(model, torch.from_numpy(reader.labels()), config.label_smoothing, config.average)
+    history = fit(objective, {"labelled": stream}, config, config.length(len(reader)), device, work)
+    save(outputs.classifier, objective.result(), description)
+    (outputs.classifier / "history.json").write_text(json.dumps(history))
+    work.tracker.artifact(outputs.classifier, "classifier")

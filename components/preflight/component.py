@@ -1,0 +1,77 @@
+"""The KFP component of preflight."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+
+def preflight(
+    preset: str,
+    overrides: str,
+    name: str,
+    source: str,
+    annotations: str,
+    labels_per_class: str,
+    labels_fraction: str,
+    labels_file: str,
+    test_fraction: str,
+    seed: str,
+    image_size: str,
+    teacher_depth: str,
+    teacher_width: str,
+    pretrain_epochs: str,
+    temperature: str,
+    finetune_steps: str,
+    self_train: str,
+    threshold: str,
+    student_depth: str,
+    student_width: str,
+    distill_epochs: str,
+    distill_temperature: str,
+    alpha: str,
+    model_name: str,
+    min_gain: str,
+    resolved: dsl.Output[dsl.Artifact],
+) -> NamedTuple(
+    "Strings",
+    [
+        ("shard", str), ("augment", str), ("pretrain", str), ("baseline", str), ("finetune", str),
+        ("self_train", str), ("pseudo_label", str), ("distill", str), ("evaluate", str), ("promote", str),
+    ],
+):  # fmt: skip
+    """Resolve the configuration, check the surroundings, and give each stage its canonical string."""
+    from pathlib import Path
+    from typing import NamedTuple
+
+    from tenfold.components.preflight.stage import Request, run, write_resolved
+    from tenfold.config import STAGES
+    from tenfold.execution import Attempt
+    from tenfold.tracking import task_run
+
+    values = {
+        "name": name, "data.source": source, "data.annotations": annotations,
+        "data.labels.per_class": labels_per_class, "data.labels.fraction": labels_fraction,
+        "data.labels.file": labels_file, "data.split.test_fraction": test_fraction, "seed": seed,
+        "augment.image_size": image_size, "pretrain.network.depth": teacher_depth,
+        "pretrain.network.width": teacher_width, "pretrain.epochs": pretrain_epochs,
+        "pretrain.temperature": temperature, "finetune.steps": finetune_steps, "self_train.enabled": self_train,
+        "self_train.threshold": threshold, "distill.network.depth": student_depth,
+        "distill.network.width": student_width, "distill.epochs": distill_epochs,
+        "distill.temperature": distill_temperature, "distill.alpha": alpha, "promote.model": model_name,
+        "promote.min_gain": min_gain,
+    }  # fmt: skip
+    with Attempt("preflight") as attempt:
+        attempt.reporter.started()
+        config, _ = run(Request(preset, overrides, values), attempt.environment)
+        attempt.tracker = task_run(attempt.environment, "preflight")
+        write_resolved(config, Path(resolved.path))
+        attempt.tracker.artifact(Path(resolved.path))
+        attempt.tracker.finish("FINISHED")
+        attempt.reporter.finished(0.0)
+        strings = config.stage_strings()
+        return NamedTuple("Strings", [(stage, str) for stage in STAGES])(*(strings[stage] for stage in STAGES))
+
+
+def component(image: str):
+    """Return preflight as a component that runs in ``image``."""
+    return dsl.component(preflight, base_image=image, install_kfp_package=False)

@@ -1,0 +1,84 @@
+"""Preflight: resolves the configuration and refuses in seconds what would fail in hours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tenfold.augment.spec import resolve_backend
+from tenfold.config import RunConfig, load_config
+from tenfold.data.sources import Annotations, annotate, open_source
+from tenfold.environment import Environment
+from tenfold.errors import DataError
+from tenfold.storage import free_bytes, open_store
+from tenfold.tracking import parent_run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the pipeline's form says; an empty string means: as in the preset."""
+
+    preset: str
+    overrides: str
+    values: dict[str, str]
+
+    def resolve(self) -> RunConfig:
+        """Return the run's configuration.
+
+        Raises:
+            ConfigError: every fault at once.
+        """
+        given = [f"{path}={value}" for path, value in self.values.items() if value != ""]
+        config = load_config(self.preset or None, text=self.overrides, assignments=given)
+        # Decided here, once, so that every stage and every retry sees the same.
+        backend = resolve_backend(config.augment.backend)
+        labels = config.data.labels.model_copy(update={"file": _absolute(config.data.labels.file)})
+        data = config.data.model_copy(update={"source": _absolute(config.data.source), "labels": labels})
+        augment = config.augment.model_copy(update={"backend": backend})
+        return config.model_copy(update={"augment": augment, "data": data})
+
+
+def _absolute(address: str | None) -> str | None:
+    """Return a plain path as an absolute one; other addresses as they are."""
+    if address is None or address == "digits" or "://" in address:
+        return address
+    return str(Path(address).expanduser().absolute())
+
+
+def check(config: RunConfig) -> Annotations:
+    """Refuse what cannot work: the source, the label list, the classes.
+
+    Raises:
+        TenfoldError: says what is wrong, where, and what to do.
+    """
+    source = config.data.source
+    if source != "digits" and "://" not in source and not Path(source).is_dir():
+        raise DataError(f"there is no folder {source}; data.source takes a folder, s3://bucket/prefix or digits")
+    annotations = annotate(open_source(source, patient=False), config.data)
+    classes = sorted({image.label for image in annotations.images if image.label})
+    if len(classes) < 2:
+        raise DataError(
+            f"{config.data.source} shows {len(classes)} class(es) and at least two are needed; put images into "
+            "<class>/ folders, or give data.annotations or data.labels.file"
+        )
+    return annotations
+
+
+def run(request: Request, environment: Environment) -> tuple[RunConfig, Annotations]:
+    """Check the run, open the store, and make the pipeline's parent run in MLflow."""
+    config = request.resolve()
+    annotations = check(config)
+    store = open_store(environment.store, patient=False)
+    store.write(f"runs/{environment.run_id}/config.json", config.model_dump_json(indent=1).encode())
+    if store.uri.startswith("file:") and free_bytes(environment.home) < 200_000_000:
+        raise DataError(f"less than 200 MB are free below {environment.home}")
+    parent = parent_run(environment, config.name, patient=False)
+    parent.tags({"tenfold.config": json.dumps(config.model_dump())[:7900], "tenfold.source": config.data.source})
+    parent.params({"name": config.name, "source": config.data.source, "seed": config.seed})
+    return config, annotations
+
+
+def write_resolved(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration for the record."""
+    path.write_text(config.model_dump_json(indent=1))

@@ -1,0 +1,19 @@
+"""The KFP component of pretraining."""
+
+from kfp import dsl
+
+
+def pretrain(config: str, dataset: str, views: str, encoder: dsl.Output[dsl.Model]):
+    """Pretrain encoder and projection head on all training images, without labels (SimCLR)."""
+    from pathlib import Path
+
+    from tenfold.components.pretrain.stage import Inputs, Outputs, run
+    from tenfold.config import PretrainConfig
+    from tenfold.execution import execute
+
+    execute("pretrain", run, PretrainConfig, config, Inputs(dataset, views), Outputs(Path(encoder.path)))
+
+
+def component(image: str):
+    """Return pretraining as a component that runs in ``image``."""
+    return dsl.component(pretrain, base_image=image, install_kfp_package=False)

@@ -1,0 +1,1 @@
+"""The pseudo_label stage."""

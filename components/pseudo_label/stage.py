@@ -1,0 +1,129 @@
+"""Teacher inference: soft labels for every training image, a file a shard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from tenfold.augment.spec import ViewSpec, parse_spec
+from tenfold.augment.stream import one_pass
+from tenfold.config import PseudoLabelConfig
+from tenfold.data.manifest import open_dataset
+from tenfold.data.reader import SplitReader
+from tenfold.errors import DataError
+from tenfold.evaluation.figures import confidence_histogram
+from tenfold.models.heads import Classifier
+from tenfold.models.resnet import ResNet
+from tenfold.models.saved import load, load_classifier
+from tenfold.training.device import prepare
+from tenfold.training.soft_labels import balance, propagate, sharpen
+from tenfold.work import Work
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``dataset``: its URI. ``weak`` and ``evaluation``: the views. ``teacher``: the classifier.
+
+    ``encoder``: the pretrained one, whose features join the teacher's in the graph of ``propagate``.
+    """
+
+    dataset: str
+    weak: str
+    evaluation: str
+    teacher: Path
+    encoder: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """``soft_labels``: folder with ``<shard sha256>.safetensors`` a shard, index.json and a histogram."""
+
+    soft_labels: Path
+
+
+def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work) -> None:
+    """Write the teacher's soft labels of the ``unlabelled`` split, in the order of its shards.
+
+    The evaluation view's prediction is averaged with those of ``config.views`` weak views. Labelled images
+    take their true label. Then, as far as configured: spread over the graph of features, balanced to the
+    labelled prior, sharpened.
+    """
+    device = prepare(work.environment)
+    dataset = open_dataset(inputs.dataset)
+    reader = SplitReader(dataset, "unlabelled", work.cache)
+    teacher, description = load_classifier(inputs.teacher)
+    if description.classes != reader.classes:
+        raise DataError(f"the teacher knows the classes {description.classes}, the data set {reader.classes}")
+    pretrained, _ = load(inputs.encoder)
+    encoder = pretrained.encoder if config.propagate is not None else None
+    weak, evaluation = parse_spec(inputs.weak), parse_spec(inputs.evaluation)
+    passes = [evaluation, *[weak] * config.views]
+    soft, features = _infer(teacher, encoder, reader, passes, config.seed or 0, device, work)
+    labelled = SplitReader(dataset, "labelled", work.cache)
+    known, truth = (
+        dict(zip(labelled.keys, labelled.labels().tolist(), strict=True)),
+        np.eye(len(reader.classes)),
+    )
+    for number, key in enumerate(reader.keys):
+        if key in known:
+            soft[number] = truth[known[key]]
+    if config.propagate is not None:
+        graph = config.propagate
+        soft = propagate(features, soft, graph.neighbours, graph.weight, graph.power)
+    if config.balance:
+        counts = np.bincount(labelled.labels(), minlength=len(reader.classes))
+        soft = balance(soft, counts / counts.sum())
+    soft = sharpen(soft, config.temperature)
+    _write(outputs.soft_labels, reader, soft, dataset.digest)
+    confidence = soft.max(1)
+    work.tracker.metrics(
+        {"confidence_mean": float(confidence.mean()), "confident_share": float((confidence > 0.9).mean())}
+    )
+    confidence_histogram(confidence, outputs.soft_labels / "confidence.png")
+    work.tracker.artifact(outputs.soft_labels, "soft_labels")
+
+
+@torch.no_grad()
+def _infer(
+    teacher: Classifier, encoder: ResNet | None, reader: SplitReader, passes: list[ViewSpec], seed: int,
+    device: torch.device, work: Work,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
+    """Return the mean probabilities (N, C) over the passes and, with an encoder, the mean features (N, d).
+
+    Features are the teacher's encoder's and the pretrained encoder's, each of unit length.
+    """
+    teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if encoder is not None:
+        encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    soft = np.zeros((len(reader), len(reader.classes)))
+    features = np.zeros((len(reader), 2 * encoder.features if encoder is not None else 0))
+    for number, spec in enumerate(passes):
+        start = 0
+        for batch in one_pass(reader, [spec], 256, seed + number, device, work.environment.threads):
+            view = batch.views[0].contiguous(memory_format=torch.channels_last)
+            rows = slice(start, start + len(view))
+            soft[rows] += torch.softmax(teacher(view), 1).double().cpu().numpy() / len(passes)
+            if encoder is not None:
+                both = [F.normalize(network(view)) for network in (teacher.encoder, encoder)]
+                features[rows] += torch.cat(both, 1).double().cpu().numpy()
+            start += len(view)
+            work.reporter.progress("labelling", number * len(reader) + start, len(passes) * len(reader), "views")
+    return soft, features
+
+
+def _write(folder: Path, reader: SplitReader, probabilities: NDArray[np.float64], digest: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    start = 0
+    for shard in reader.shards:
+        part = probabilities[start : start + shard.count].astype(np.float32)
+        save_file({"probabilities": np.ascontiguousarray(part)}, folder / f"{shard.sha256}.safetensors")
+        start += shard.count
+    index = {"dataset": digest, "classes": reader.classes, "shards": [s.sha256 for s in reader.shards]}
+    (folder / "index.json").write_text(json.dumps(index, indent=1))

@@ -1,0 +1,23 @@
+"""The KFP component of self-training."""
+
+from kfp import dsl
+
+
+def self_train(
+    config: str, dataset: str, weak: str, strong: str, teacher: dsl.Input[dsl.Model],
+    better: dsl.Output[dsl.Model],
+):  # fmt: skip
+    """Let an EMA teacher label the unlabelled images for its own student (Semi-ViT)."""
+    from pathlib import Path
+
+    from tenfold.components.self_train.stage import Inputs, Outputs, run
+    from tenfold.config import SelfTrainConfig
+    from tenfold.execution import execute
+
+    inputs = Inputs(dataset, weak, strong, Path(teacher.path))
+    execute("self_train", run, SelfTrainConfig, config, inputs, Outputs(Path(better.path)))
+
+
+def component(image: str):
+    """Return self-training as a component that runs in ``image``."""
+    return dsl.component(self_train, base_image=image, install_kfp_package=False)

@@ -1,0 +1,1 @@
+"""The DAGs, and the ways to compile and run them."""

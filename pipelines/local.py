@@ -1,0 +1,110 @@
+"""The same pipeline on this machine, by ``kfp.local``: each task a process, results cached by KFP.
+
+SubprocessRunner starts ``python3`` of this environment, so the components import the installed tenfold. The
+image's name carries a digest of that source: changed code is a cache miss.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from tenfold.environment import Environment
+from tenfold.errors import TenfoldError
+from tenfold.fingerprint import source_digest
+from tenfold.pipelines.semi_supervised import Images, build
+
+
+class PipelineError(TenfoldError):
+    """A stage failed; the message is the stage's own."""
+
+
+def local_images() -> Images:
+    """Return the names that stand for the installed source (kfp.local wants 'python' in an image's name)."""
+    name = f"tenfold-python:source-{source_digest()[:16]}"
+    return Images(cpu=name, gpu=name)
+
+
+def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache: bool = True) -> None:
+    """Run the pipeline to its end.
+
+    Args:
+        arguments: the pipeline's parameters.
+        environment: home, store, tracking address and run id; handed to every task by the environment.
+        cache: False runs every stage anew.
+
+    Raises:
+        PipelineError: a stage failed.
+    """
+    from kfp import local
+
+    home = environment.home
+    folder = home / "runs" / environment.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = home / "tmp" / environment.run_id
+    temporary.mkdir(parents=True, exist_ok=True)
+    environment = replace(environment, events=folder / "events.jsonl", owner=os.getpid())
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(home / "kfp"),
+        workspace_root=str(temporary / "workspace"), raise_on_error=True, enable_caching=cache,
+    )  # fmt: skip
+    try:
+        with _inherited(environment, temporary), (folder / "pipeline.log").open("a", buffering=1) as log:
+            pipeline = build(local_images())
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                pipeline(**arguments)
+    except RuntimeError as error:
+        raise PipelineError(failure(folder / "events.jsonl") or f"{error}; see {folder / 'pipeline.log'}") from None
+    finally:
+        end_children()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _inherited(environment: Environment, temporary: Path) -> Iterator[None]:
+    values = {
+        "TENFOLD_HOME": str(environment.home), "TENFOLD_STORE": environment.store,
+        "TENFOLD_RUN_ID": environment.run_id, "TENFOLD_DEVICE": environment.device,
+        "TENFOLD_THREADS": str(environment.threads), "TENFOLD_EVENTS": str(environment.events),
+        "TENFOLD_CHECKPOINT_SECONDS": str(environment.checkpoint_seconds),
+        "TENFOLD_OWNER_PID": str(environment.owner), "MLFLOW_TRACKING_URI": environment.tracking_uri,
+        "MLFLOW_EXPERIMENT_NAME": environment.experiment, "TMPDIR": str(temporary),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }  # fmt: skip
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def failure(events: Path) -> str | None:
+    """Return the message of the last stage that failed; None if none did."""
+    if not events.is_file():
+        return None
+    found = [json.loads(line) for line in events.read_text().splitlines()]
+    failed = [event for event in found if event["kind"] == "failed"]
+    return f"{failed[-1]['stage']}: {failed[-1]['message']}" if failed else None
+
+
+def end_children() -> None:
+    """End every process that this one started, and theirs: a kill of the parent would leave them running."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    _, alive = psutil.wait_procs(children, timeout=3)
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()

@@ -1,0 +1,130 @@
+"""What a run would do: each stage cached or to run, and which field, input or code makes it so.
+
+KFP's cache decides; this predicts it from the fingerprints that earlier runs left in MLflow.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenfold.augment.spec import resolve_specs
+from tenfold.config import RunConfig
+from tenfold.data.build import listing_digest
+from tenfold.data.manifest import manifest_key
+from tenfold.data.sources import Annotations
+from tenfold.environment import Environment
+from tenfold.execution import code_digest
+from tenfold.fingerprint import digest, fingerprint
+from tenfold.storage import open_store
+from tenfold.tracking import latest_tasks
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the plan. ``why`` says what makes it run; empty where it is cached."""
+
+    stage: str
+    cached: bool
+    why: str
+    fingerprint: str
+
+
+def wiring(config: RunConfig, dataset: str | None) -> dict[str, dict[str, str]]:
+    """Return stage → input → what it is called; a name in ``<…>`` stands for another stage's result.
+
+    Must say what the DAG says: a test compares the fingerprints with a real run's.
+    """
+    views = {name: digest(spec.encoded()) for name, spec in resolve_specs(config.augment)}
+    data = dataset or "unknown"
+    evaluation = views["evaluation"]
+    return {
+        "augment": {"dataset": data},
+        "pretrain": {"dataset": data, "views": views["contrastive"]},
+        "baseline": {"dataset": data, "views": views["baseline"], "evaluation": evaluation},
+        "finetune": {"dataset": data, "views": views["finetune"], "evaluation": evaluation, "encoder": "<pretrain>"},
+        "self_train": {"dataset": data, "weak": views["weak"], "strong": views["strong"], "teacher": "<finetune>"},
+        "pseudo_label": {"dataset": data, "weak": views["weak"], "evaluation": evaluation, "teacher": "<self_train>",
+                         "encoder": "<pretrain>"},
+        "distill": {"dataset": data, "views": views["distill"], "evaluation": evaluation,
+                    "soft_labels": "<pseudo_label>", "teacher": "<self_train>", "finetuned": "<finetune>"},
+        "evaluate": {"dataset": data, "evaluation": evaluation, "views": "<augment>", "encoder": "<pretrain>",
+                     "baseline": "<baseline>", "finetuned": "<finetune>", "teacher": "<self_train>",
+                     "soft_labels": "<pseudo_label>", "student": "<distill>"},
+    }  # fmt: skip
+
+
+def make_plan(config: RunConfig, annotations: Annotations, environment: Environment) -> list[Step]:
+    """Predict every stage of a run with ``config``."""
+    strings, code = config.stage_strings(), code_digest()
+    earlier = latest_tasks(environment)
+    dataset = known_dataset(config, annotations, environment)
+    steps = [Step("preflight", False, "always: it looks at the outside world", "")]
+    told = "always, in a moment: the source is unchanged" if dataset else "the source is new or has changed"
+    steps.append(Step("shard", False, told, ""))
+    prints: dict[str, str] = {}
+    running: set[str] = set()
+    for stage, inputs in wiring(config, dataset).items():
+        names: dict[str, str | None] = {}
+        upstream = set()
+        for name, value in inputs.items():
+            source = value.strip("<>")
+            if value.startswith("<"):
+                upstream.add(source)
+            names[name] = prints[source] if value.startswith("<") else value
+        if stage == "baseline":
+            names["encoder"] = None
+        prints[stage] = fingerprint(stage, strings[stage], names, code)
+        why = _why(stage, prints[stage], strings[stage], names, code, earlier.get(stage, []))
+        if not why and upstream & running:
+            why = f"{', '.join(sorted(upstream & running))} runs again"
+        if why:
+            running.add(stage)
+        steps.append(Step(stage, not why, why, prints[stage]))
+    steps.append(Step("promote", False, "always: it reads the champion", ""))
+    return steps
+
+
+def known_dataset(config: RunConfig, annotations: Annotations, environment: Environment) -> str | None:
+    """Return the digest of the data set that an earlier run made of the same listing; None if there is none."""
+    store = open_store(environment.store, patient=False)
+    key = f"listings/{listing_digest(annotations, config.data)}.json"
+    if not store.exists(key):
+        return None
+    name = str(json.loads(store.read(key))["dataset"])
+    return name if store.exists(manifest_key(name)) else None
+
+
+def _why(
+    stage: str,
+    name: str,
+    config: str,
+    inputs: Mapping[str, str | None],
+    code: str,
+    earlier: list[dict[str, str]],
+) -> str:
+    if not earlier:
+        return "it never ran here"
+    for tags in earlier:
+        if tags["tenfold.fingerprint"] == name:
+            gone = [place for place in json.loads(tags.get("tenfold.outputs", "[]")) if not Path(place).exists()]
+            return f"its result is gone ({gone[0]})" if gone else ""
+    last = earlier[0]
+    reasons = _changed_fields(json.loads(last["tenfold.config"]), json.loads(config))
+    before = json.loads(last["tenfold.inputs"])
+    changed = sorted(key for key in {*before, *inputs} if before.get(key) != inputs.get(key))
+    if changed:
+        reasons.append(f"another {', another '.join(changed)}")
+    if last["tenfold.code"] != code:
+        reasons.append(f"another code ({last['tenfold.code'][:8]} → {code[:8]})")
+    return "; ".join(reasons) or f"no earlier {stage} has this combination"
+
+
+def _changed_fields(before: Any, after: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        found = []
+        for key in sorted({*before, *after}):
+            found += _changed_fields(before.get(key), after.get(key), f"{path}{key}.")
+        return found
+    return [] if before == after else [f"{path.removesuffix('.')}: {before} → {after}"]

@@ -1,0 +1,1 @@
+"""Views of images: their definitions, and two backends that compute them."""

@@ -1,0 +1,247 @@
+"""The commands. Each prints one clear message for a user's mistake and exits with a status above 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from tenfold import __version__
+from tenfold.components.preflight.stage import Request, check
+from tenfold.config import RunConfig, preset_names
+from tenfold.environment import Environment
+from tenfold.errors import ConfigError, DataError, TenfoldError, redact
+
+app = typer.Typer(
+    help="Ten times fewer labels: semi-supervised image classifiers as a Kubeflow pipeline.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Preset = Annotated[str | None, typer.Option(help="Preset to start from; see `tenfold config presets`.")]
+File = Annotated[Path | None, typer.Option("--config", help="YAML file; a key `preset` in it names its base.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="One value, as section.key=value; may be repeated.")]
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def _request(preset: str | None, file: Path | None, sets: list[str] | None) -> Request:
+    """Put the options into the form's terms: a preset and a YAML mapping on top of it."""
+    from tenfold.config import compose
+
+    if preset and file:
+        raise ConfigError("give --preset or --config, not both; a file may name its base with the key `preset`")
+    base, values = compose(preset, file, "", sets or [])
+    if base is None and file is None:
+        base = "digits"
+    return Request(base or "", json.dumps(values) if values else "", {})
+
+
+@app.command()
+def run(
+    preset: Preset = None,
+    file: File = None,
+    sets: Sets = None,
+    cache: Annotated[bool, typer.Option(help="Take unchanged stages from the cache.")] = True,
+) -> None:
+    """Run the whole pipeline on this machine."""
+    from tenfold.cli.display import Display, summary
+
+    start = time.monotonic()
+    request = _request(preset, file, sets)
+    check(request.resolve())
+    run_id = os.environ.get("TENFOLD_RUN_ID") or time.strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
+    environment = replace(Environment.read(), run_id=run_id)
+    folder = environment.home / "runs" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    console.print(f"run {run_id}; log {folder / 'pipeline.log'}", highlight=False, soft_wrap=True)
+    _end_children_on_signals()
+    from tenfold.pipelines.local import run_locally
+
+    arguments = {"preset": request.preset, "overrides": request.overrides}
+    terminal = Console(file=sys.__stdout__)
+    with Display(folder / "events.jsonl", terminal):
+        run_locally(arguments, environment, cache=cache)
+    from tenfold.storage import open_store
+
+    store = open_store(environment.store)
+    result = json.loads(store.read(f"runs/{run_id}/result.json"))
+    (folder / "report.html").write_bytes(store.read(f"runs/{run_id}/report.html"))
+    options = "" if request.preset == "digits" else f" --model {result['verdict']['model']}"
+    places = {
+        "report": str(folder / "report.html"),
+        "MLflow": f"mlflow ui --backend-store-uri {shlex.quote(environment.tracking_uri)}",
+        "next": f"tenfold predict{options} IMAGE…",
+    }
+    summary(result, console, time.monotonic() - start, places)
+
+
+def _end_children_on_signals() -> None:
+    """Make Ctrl-C and SIGTERM end the stages too."""
+
+    def stop(number: int, frame: object) -> None:
+        from tenfold.pipelines.local import end_children
+
+        end_children()
+        errors.print("stopped; the same command goes on from the last checkpoint")
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+@app.command()
+def plan(preset: Preset = None, file: File = None, sets: Sets = None) -> None:
+    """Show what `run` would do: each stage cached or to run, and why."""
+    from tenfold.pipelines.plan import make_plan
+
+    config = _request(preset, file, sets).resolve()
+    steps = make_plan(config, check(config), Environment.read())
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "", "why"):
+        table.add_column(column)
+    for step in steps:
+        table.add_row(step.stage, "[cyan]cached[/cyan]" if step.cached else "runs", step.why)
+    console.print(table)
+
+
+@app.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("semi_supervised.yaml"),
+    cpu_image: Annotated[str | None, typer.Option(help="Image of preflight, shard and promote, by digest.")] = None,
+    gpu_image: Annotated[str | None, typer.Option(help="Image of the other stages, by digest.")] = None,
+) -> None:
+    """Compile the pipeline to KFP's YAML."""
+    from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
+    from tenfold.pipelines.semi_supervised import Images
+
+    compile_pipeline(output, Images(cpu_image or PLACEHOLDER.cpu, gpu_image or PLACEHOLDER.gpu))
+    for image, option in ((cpu_image, "--cpu-image"), (gpu_image, "--gpu-image")):
+        if image is None:
+            errors.print(f"note: without {option} the pipeline names a placeholder that no registry holds")
+        elif "@sha256:" not in image:
+            errors.print(f"warning: {image} is not named by digest: KFP's cache cannot tell new content under it")
+    console.print(f"wrote {output}")
+
+
+@config_app.command("show")
+def config_show(preset: Preset = None, file: File = None, sets: Sets = None) -> None:
+    """Print the resolved configuration."""
+    config: RunConfig = _request(preset, file, sets).resolve().resolved()
+    console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False, markup=False)
+
+
+@config_app.command("presets")
+def config_presets() -> None:
+    """List the presets."""
+    for name in preset_names():
+        console.print(name)
+
+
+@app.command()
+def report(
+    run_id: Annotated[str | None, typer.Argument(help="The run; the newest one if left out.")] = None,
+) -> None:
+    """Print the path of a run's HTML report."""
+    folder = Environment.read().home / "runs"
+    reports = sorted(folder.glob(f"{run_id or '*'}/report.html"), key=lambda path: path.stat().st_mtime)
+    if not reports:
+        raise DataError(f"there is no report of {run_id or 'any run'} below {folder}; `tenfold run` makes one")
+    print(reports[-1])
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine, and say how to mend what is wrong."""
+    from tenfold.cli.doctor import examine
+
+    findings = examine(Environment.read())
+    for finding in findings:
+        mark = "[green]ok[/green]  " if finding.ok else "[red]fail[/red]"
+        console.print(f"{mark} {finding.what}: {finding.found}", highlight=False)
+        if not finding.ok:
+            console.print(f"     {finding.cure}", highlight=False)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: Annotated[str, typer.Option(help="Registered model: NAME, NAME@ALIAS or NAME/VERSION.")] = "tenfold-student",
+    student: Annotated[Path | None, typer.Option(help="Folder of a student, instead of a registered one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Classify images with the champion or another student."""
+    import tempfile
+
+    missing = [str(path) for path in images if not path.is_file()]
+    if missing:
+        raise DataError(f"there is no file {', '.join(missing[:10])}")
+    from tenfold.predictor import Predictor
+
+    with tempfile.TemporaryDirectory() as scratch:
+        predictor = Predictor(student or _download(model, Path(scratch)))
+    failed = False
+    for path in images:
+        try:
+            found: dict[str, Any] = vars(predictor([path.read_bytes()])[0])
+        except TenfoldError as error:
+            errors.print(f"{path}: {error}", markup=False, highlight=False)
+            failed = True
+            continue
+        if as_json:
+            print(json.dumps({"path": str(path), **found}))
+        else:
+            print(f"{path}\t{found['label']}\t{found['probability']:.3f}")
+    if failed:
+        raise typer.Exit(2)
+
+
+def _download(model: str, folder: Path) -> Path:
+    from tenfold.registry import CHALLENGER, CHAMPION, Registry
+
+    name, separator, which = model.partition("@") if "@" in model else model.partition("/")
+    registry = Registry(Environment.read(), name)
+    if not separator:
+        held = registry.by_alias(CHAMPION) or registry.by_alias(CHALLENGER)
+        if held is None:
+            raise DataError(f"no model '{name}' is registered; `tenfold run` registers one, or give --student FOLDER")
+        which = held.version
+    return registry.download(which, folder)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Entry point: a :class:`TenfoldError` becomes its message and exit status."""
+    os.environ.setdefault("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        app()
+    except TenfoldError as error:
+        errors.print(f"[red]error:[/red] {_escape(redact(str(error)))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

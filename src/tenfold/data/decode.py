@@ -1,0 +1,114 @@
+"""The one image decoder: every image passes it once, when it is written into a shard.
+
+What leaves it is 8-bit RGB. Images that all decoders read alike (8-bit RGB or grey JPEG and PNG with no
+rotation tag) keep their bytes; the others are re-encoded as PNG, so that no later reader, DALI's among
+them, meets a CMYK, 16-bit, palette or rotated image.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tenfold.errors import BadImageError
+
+Image.MAX_IMAGE_PIXELS = None  # decode() has a limit of its own, checked from the header
+
+_EXIF_ORIENTATION = 0x0112
+_SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image that was read whole.
+
+    Attributes:
+        pixels: height x width x 3, uint8, RGB.
+        encoded: the bytes to keep.
+        extension: ``jpg`` or ``png``, of ``encoded``.
+    """
+
+    pixels: NDArray[np.uint8]
+    encoded: bytes
+    extension: str
+
+
+def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
+    """Decode ``data`` to RGB.
+
+    16-bit greys are scaled by 1/257 and rounded; transparent pixels are laid on white; the EXIF rotation is
+    applied; of an animation the first frame is taken.
+
+    Raises:
+        BadImageError: empty, no image, truncated, damaged, or more than ``max_pixels`` by its header.
+    """
+    if not data:
+        raise BadImageError("empty file")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise BadImageError("not an image" + _looks_like(data)) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadImageError(f"damaged header: {error}") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImageError(f"{width} x {height} pixels, more than max_pixels={max_pixels}")
+    try:
+        image.load()
+        plain = _is_plain(image, data)
+        extension = "jpg" if image.format == "JPEG" else "png"
+        rgb = _to_rgb(image)
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise BadImageError(f"truncated or damaged: {error}") from None
+    pixels = np.asarray(rgb)
+    if plain:
+        return Decoded(pixels, data, extension)
+    return Decoded(pixels, encode_png(pixels), "png")
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return ``pixels`` (height x width x 3, or height x width) as a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def _is_plain(image: Image.Image, data: bytes) -> bool:
+    if image.format not in {"JPEG", "PNG"} or image.mode not in {"RGB", "L"} or "transparency" in image.info:
+        return False
+    if image.format == "PNG" and data[24] != 8:  # IHDR's bit depth: Pillow drops the low byte of 16-bit RGB
+        return False
+    return bool(image.getexif().get(_EXIF_ORIENTATION, 1) == 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if image.mode in _SIXTEEN_BIT:
+        wide = np.asarray(image).astype(np.float64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("grey values outside 16 bits")
+        grey = np.rint(wide / 257).astype(np.uint8)
+        converted = Image.fromarray(grey).convert("RGB")
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    elif image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        over = image.convert("RGBA")
+        converted = Image.alpha_composite(Image.new("RGBA", over.size, (255, 255, 255, 255)), over).convert("RGB")
+    else:
+        converted = image.convert("RGB")
+    if orientation != 1:
+        exif = converted.getexif()
+        exif[_EXIF_ORIENTATION] = orientation
+        converted = ImageOps.exif_transpose(converted)
+    return converted
+
+
+def _looks_like(data: bytes) -> str:
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return " but a web page (HTML)"
+    return ""

@@ -1,0 +1,118 @@
+"""The manifest: what a data set is, in one content-addressed document.
+
+A dataset URI is ``<store>/datasets/<sha256 of the manifest>``. The manifest tells classes, splits, shards
+with their digests, and the images that were left out. What is known of the source (listing, tags) lies
+beside it and is no part of it: the same images give the same digest wherever they came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tenfold.errors import DataError
+from tenfold.fingerprint import canonical_json, digest
+from tenfold.storage import Store, open_store
+
+SplitName = Literal["unlabelled", "labelled", "test"]
+SPLITS: tuple[SplitName, ...] = ("unlabelled", "labelled", "test")
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shard(_Document):
+    """One WebDataset tar and its DALI index: ``shards/<sha256>.tar`` and ``shards/<sha256>.idx``."""
+
+    sha256: str
+    size: int
+    count: int
+    index_sha256: str
+
+
+class SplitShards(_Document):
+    """A split: its shards in order, and how many images of each class it holds (empty: no labels inside)."""
+
+    count: int
+    class_counts: dict[str, int]
+    shards: list[Shard]
+
+
+class Quarantined(_Document):
+    """An image that could not be used."""
+
+    path: str
+    reason: str
+
+
+class Manifest(_Document):
+    """A data set."""
+
+    version: Literal[1] = 1
+    classes: list[str]
+    splits: dict[SplitName, SplitShards]
+    quarantined: list[Quarantined]
+
+    def encoded(self) -> bytes:
+        """Return the bytes whose sha256 names the data set."""
+        return canonical_json(self.model_dump()).encode()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A manifest together with the store that holds it."""
+
+    store: Store
+    digest: str
+    manifest: Manifest
+
+    @property
+    def uri(self) -> str:
+        """The dataset URI that goes from stage to stage."""
+        return f"{self.store.uri}/datasets/{self.digest}"
+
+
+def manifest_key(name: str) -> str:
+    """Return the key of the manifest whose digest is ``name``."""
+    return f"datasets/{name}/manifest.json"
+
+
+def publish(store: Store, manifest: Manifest) -> Dataset:
+    """Write the manifest under its digest; the same one twice is fine."""
+    data = manifest.encoded()
+    name = digest(data)
+    store.create(manifest_key(name), data)
+    return Dataset(store, name, manifest)
+
+
+def dataset_digest(uri: str) -> str:
+    """Return the digest at the end of a dataset URI.
+
+    Raises:
+        DataError: the address does not end in one.
+    """
+    name = uri.rstrip("/").rpartition("/")[2]
+    if len(name) != 64 or set(name) - set("0123456789abcdef"):
+        raise DataError(f"'{uri}' is no dataset URI; those end in /datasets/<sha256>")
+    return name
+
+
+def open_dataset(uri: str) -> Dataset:
+    """Read the manifest at ``uri`` and check it against its digest.
+
+    Raises:
+        DataError: no dataset URI, damaged, or of another version.
+        StorageError: not there.
+    """
+    name = dataset_digest(uri)
+    store = open_store(uri.rstrip("/").rpartition("/datasets/")[0])
+    data = store.read(manifest_key(name))
+    if digest(data) != name:
+        raise DataError(f"the manifest at {uri} is damaged: its sha256 is {digest(data)}")
+    try:
+        return Dataset(store, name, Manifest.model_validate_json(data))
+    except ValidationError as error:
+        raise DataError(f"the manifest at {uri} cannot be read by this version: {error}") from None

@@ -1,0 +1,108 @@
+"""WebDataset shards with DALI index files, written so that the same samples always give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+
+from tenfold.data.manifest import Shard
+from tenfold.errors import DataError
+from tenfold.fingerprint import canonical_json, digest
+from tenfold.storage import Store
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a shard: its key, encoded bytes, path in the source, and class index (None: unlabelled)."""
+
+    key: str
+    extension: str
+    image: bytes
+    path: str
+    label: int | None
+
+
+class ShardWriter:
+    """Packs samples into tars of bounded size and stores each under its sha256."""
+
+    def __init__(self, store: Store, max_images: int, max_bytes: int) -> None:
+        self._store, self._max_images, self._max_bytes = store, max_images, max_bytes
+        self.shards: list[Shard] = []
+        self._tar, self._lines = io.BytesIO(), list[str]()
+
+    def add(self, sample: Sample) -> None:
+        """Append a sample; a full shard is stored first."""
+        if self._lines and (len(self._lines) >= self._max_images or self._tar.tell() >= self._max_bytes):
+            self._flush()
+        members = [(sample.extension, sample.image)]
+        if sample.label is not None:
+            members.append(("cls", str(sample.label).encode()))
+        members.append(("json", canonical_json({"path": sample.path}).encode()))
+        self._lines.append(" ".join(self._member(sample.key, ext, data) for ext, data in members))
+
+    def _member(self, key: str, extension: str, data: bytes) -> str:
+        info = tarfile.TarInfo(f"{key}.{extension}")
+        info.size = len(data)
+        self._tar.write(info.tobuf(format=tarfile.USTAR_FORMAT))
+        offset = self._tar.tell()
+        self._tar.write(data + b"\0" * (-len(data) % _BLOCK))
+        return f"{extension} {offset} {len(data)} {info.name}"
+
+    def _flush(self) -> None:
+        count = len(self._lines)
+        data = self._tar.getvalue() + b"\0" * (2 * _BLOCK)
+        index = f"v1.2 {count}\n{''.join(line + chr(10) for line in self._lines)}".encode()
+        name = digest(data)
+        self._store.create(f"shards/{name}.tar", data)
+        self._store.create(f"shards/{name}.idx", index)
+        self.shards.append(Shard(sha256=name, size=len(data), count=count, index_sha256=digest(index)))
+        self._tar, self._lines = io.BytesIO(), []
+
+    def close(self) -> list[Shard]:
+        """Store what is left and return all shards; with no sample at all there is one empty shard."""
+        if self._lines or not self.shards:
+            self._flush()
+        return self.shards
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a sample's parts lie in its tar: extension → (offset, size)."""
+
+    key: str
+    parts: dict[str, tuple[int, int]]
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Offset and size of the encoded image."""
+        return next(span for ext, span in self.parts.items() if ext not in {"cls", "json"})
+
+
+def parse_index(text: str, shard: Shard) -> list[Member]:
+    """Read a DALI index file.
+
+    Raises:
+        DataError: its count is not the manifest's, or it points outside the tar.
+    """
+    head, *lines = text.splitlines()
+    if head != f"v1.2 {shard.count}" or len(lines) != shard.count:
+        raise DataError(f"the index of shard {shard.sha256} does not hold the manifest's {shard.count} samples")
+    members = []
+    for line in lines:
+        fields = line.split(" ")
+        parts = {}
+        for ext, offset, size, _ in zip(*[iter(fields)] * 4, strict=True):
+            parts[ext] = (int(offset), int(size))
+            if int(offset) + int(size) > shard.size:
+                raise DataError(f"the index of shard {shard.sha256} points outside the shard")
+        members.append(Member(fields[3].partition(".")[0], parts))
+    return members
+
+
+def parse_path(data: bytes) -> str:
+    """Return the source path that a sample's ``json`` member records."""
+    return str(json.loads(data)["path"])

@@ -1,0 +1,63 @@
+"""What reaches a process by its environment: where it runs, never what it computes.
+
+Nothing here may change a result, so nothing here enters a fingerprint or a pipeline parameter
+(run ids, addresses, credentials, device, threads, log cadence). On a cluster the pod's environment
+carries these; locally they are inherited from the command line's process.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The surroundings of one process.
+
+    Attributes:
+        home: folder for everything that a local run leaves behind (``TENFOLD_HOME``, default ``.tenfold``).
+        store: URI of the store of shards, manifests and checkpoints (``TENFOLD_STORE``).
+        tracking_uri: MLflow's address (``MLFLOW_TRACKING_URI``, default a SQLite file in ``home``).
+        experiment: MLflow experiment (``MLFLOW_EXPERIMENT_NAME``).
+        run_id: identity of the pipeline run (``TENFOLD_RUN_ID``; on Kubeflow the pod's run id label).
+        device: ``cpu``, ``cuda`` or ``auto`` (``TENFOLD_DEVICE``).
+        threads: threads for computing (``TENFOLD_THREADS``, default: the cores that this process may use).
+        checkpoint_seconds: at most this much work is lost by a kill (``TENFOLD_CHECKPOINT_SECONDS``).
+        events: file to which progress is appended as JSON lines (``TENFOLD_EVENTS``).
+        owner: process whose death ends this one (``TENFOLD_OWNER_PID``), set by the local runner.
+    """
+
+    home: Path
+    store: str
+    tracking_uri: str
+    experiment: str
+    run_id: str
+    device: str
+    threads: int
+    checkpoint_seconds: float
+    events: Path | None
+    owner: int | None
+
+    @classmethod
+    def read(cls) -> Environment:
+        """Read the surroundings from ``os.environ``, with the defaults of a laptop."""
+        get = os.environ.get
+        home = Path(get("TENFOLD_HOME", ".tenfold")).absolute()
+        events, owner = get("TENFOLD_EVENTS"), get("TENFOLD_OWNER_PID")
+        return cls(
+            home=home,
+            store=get("TENFOLD_STORE") or (home / "store").as_uri(),
+            tracking_uri=get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
+            experiment=get("MLFLOW_EXPERIMENT_NAME") or "tenfold",
+            run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
+            device=get("TENFOLD_DEVICE") or "auto",
+            threads=int(get("TENFOLD_THREADS") or len(os.sched_getaffinity(0)))
+            if hasattr(os, "sched_getaffinity")
+            else int(get("TENFOLD_THREADS") or os.cpu_count() or 1),
+            checkpoint_seconds=float(get("TENFOLD_CHECKPOINT_SECONDS") or 60.0),
+            events=Path(events) if events else None,
+            owner=int(owner) if owner else None,
+        )

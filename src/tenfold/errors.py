@@ -1,0 +1,64 @@
+"""Errors that a user can act on.
+
+Each says what was wrong, where, and what to do. The command line prints the message alone; any other
+exception is a defect of tenfold's and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TenfoldError(Exception):
+    """Base of every error that is the user's, the data's or the surroundings' to mend."""
+
+    #: The process's exit status: 2 stands for "the same again will fail the same way".
+    exit_code = 2
+
+
+class ConfigError(TenfoldError):
+    """The configuration is wrong; the message lists every fault at once."""
+
+
+class DataError(TenfoldError):
+    """Images, labels or shards are missing, damaged or contradict each other."""
+
+
+class BadImageError(DataError):
+    """One image cannot be used; the message is the reason that the quarantine records."""
+
+
+class StorageError(TenfoldError):
+    """An object store or a disk refused; says which address and why."""
+
+
+class ConflictError(StorageError):
+    """A content-addressed object is there already with other bytes."""
+
+
+class NonFiniteError(TenfoldError):
+    """A loss or a gradient became NaN or infinite; training stopped before the update."""
+
+
+class TrackingError(TenfoldError):
+    """MLflow could not be reached or refused."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` when a known word is close to ``word``, else an empty string."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without user names and passwords in URLs and without secret keys."""
+    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD",
+                 "MLFLOW_TRACKING_TOKEN"):  # fmt: skip
+        secret = os.environ.get(name)
+        if secret and len(secret) > 3:
+            text = text.replace(secret, "***")
+    return text

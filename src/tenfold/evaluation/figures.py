@@ -1,0 +1,195 @@
+"""The figures of a run: the ladder, confusion, curves and confidence.
+
+Relies on matplotlib through its object-oriented interface, so no state is shared with a caller's pyplot. The
+ink is a mid-grey that reads on white and on black; in an SVG it and the accent are the CSS variables
+``--figure-ink`` and ``--figure-accent``, so that a page may set its own. SVG text stays text: a page chooses
+the font, and names are escaped by matplotlib's writer. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+#: Contrast of at least 4:1 on white and on near-black.
+INK = "#777777"
+#: The blue of Okabe and Ito's palette, told from grey by every kind of colour vision.
+ACCENT = "#0072b2"
+#: A confusion matrix of more classes shows colours alone, and names some of them.
+_NAMED = 20
+_LONGEST_NAME = 24
+
+
+def confidence_histogram(confidence: NDArray[np.float64], path: Path) -> None:
+    """Draw how sure a teacher is of its pseudo-labels, as a PNG.
+
+    Args:
+        confidence: (N,) probability of the most likely class of each image.
+        path: the PNG to write.
+    """
+    figure, axes = _axes(5.2, 2.6)
+    axes.hist(confidence, bins=50, range=(0, 1), color=ACCENT)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("confidence: probability of the most likely class")
+    axes.set_ylabel("images")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if len(confidence):
+        share = float((confidence > 0.9).mean())
+        _title(axes, f"{len(confidence):,} images, {share:.0%} of them above 0.9")
+    _save_png(figure, path)
+
+
+def ladder_svg(rungs: list[dict[str, Any]]) -> str:
+    """Return every rung's top-1 with its interval, cheapest on top, the student highlighted.
+
+    Args:
+        rungs: as in evaluation.json: ``id``, ``title`` and ``scores["top1"]`` with value, low and high.
+    """
+    return _svg(_ladder(rungs))
+
+
+def save_ladder_png(rungs: list[dict[str, Any]], path: Path) -> None:
+    """Draw :func:`ladder_svg`'s figure as a PNG."""
+    _save_png(_ladder(rungs), path)
+
+
+def confusion_svg(matrix: list[list[int]], classes: list[str]) -> str:
+    """Return a confusion matrix: a cell's opacity is the square root of its share of the true class.
+
+    The root keeps the rare mistakes of a good classifier visible.
+
+    Args:
+        matrix: (C, C) counts; row: true class, column: prediction.
+        classes: names of the C classes. Up to 20 of them, the cells also hold their counts.
+    """
+    counts = np.asarray(matrix, dtype=np.int64)
+    opacity = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
+    number = len(classes)
+    shown = range(0, number, math.ceil(number / _NAMED))
+    names = [_shorten(classes[i]) for i in shown]
+    size = 8.0 if number <= 12 else 6.5
+    margin = 0.5 + size / 110 * max(map(len, names))  # inches for the names
+    side = margin + min(max(1.6, 0.36 * number), 5.2)
+    figure, axes = _axes(side, side, grid=False)
+    cells = np.empty((number, number, 4))
+    cells[..., :3] = to_rgb(ACCENT)
+    cells[..., 3] = opacity
+    axes.imshow(cells, interpolation="none")
+    axes.set_xticks(list(shown), names, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(list(shown), names, fontsize=size, parse_math=False)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    for spine in axes.spines.values():
+        spine.set(visible=True, alpha=0.4)
+    if number <= _NAMED:
+        for row, column in np.argwhere(counts > 0):
+            ink = "white" if opacity[row, column] > 0.55 else INK
+            text = f"{counts[row, column]}"
+            axes.text(column, row, text, color=ink, fontsize=size, ha="center", va="center")
+    return _svg(figure)
+
+
+def curves_svg(history: list[dict[str, float]], title: str) -> str:
+    """Return a stage's loss over its steps, small.
+
+    Args:
+        history: points with ``step`` and ``loss``; one whose loss is not finite is left out.
+        title: what stands above it.
+    """
+    figure, axes = _axes(3.5, 1.9)
+    points = [(point["step"], point["loss"]) for point in history if math.isfinite(point["loss"])]
+    _title(axes, _shorten(title))
+    if points:
+        steps, losses = zip(*points, strict=True)
+        axes.plot(steps, losses, color=ACCENT, linewidth=1.5, marker="o" if len(points) == 1 else "")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    return _svg(figure)
+
+
+def _ladder(rungs: list[dict[str, Any]]) -> Figure:
+    figure, axes = _axes(6.0, 0.62 + 0.46 * len(rungs), grid=False)
+    across = axes.get_yaxis_transform()  # x as a share of the axes, y in rungs
+    for row, rung in enumerate(rungs):
+        top1, student = rung["scores"]["top1"], rung["id"] == "student"
+        value, low, high = (100 * top1[key] for key in ("value", "low", "high"))
+        color, weight = (ACCENT, "bold") if student else (INK, "normal")
+        axes.axhline(row, color=INK, linewidth=0.8, alpha=0.25)
+        axes.hlines(row, low, high, color=color, linewidth=4, alpha=0.5)
+        axes.plot(value, row, "o", color=color, markersize=8 if student else 6)
+        for place, side, text in ((0, "left", rung["title"]), (1, "right", f"{value:.1f}%")):
+            axes.text(place, row - 0.24, text, color=color, weight=weight, fontsize=9, ha=side, va="bottom",
+                      transform=across, parse_math=False, in_layout=False)  # fmt: skip
+    axes.set_ylim(len(rungs) - 0.5, -0.85)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.margins(x=0.05)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    axes.set_xlabel("top-1 accuracy on the test split")
+    return figure
+
+
+def _axes(width: float, height: float, grid: bool = True) -> tuple[Figure, Axes]:
+    """Return a figure of ``width`` by ``height`` inches, and its axes in tenfold's look."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot(facecolor="none")
+    for side, spine in axes.spines.items():
+        spine.set(color=INK, linewidth=0.8, visible=side in ("left", "bottom"))
+    axes.tick_params(colors=INK, labelsize=8, width=0.8, length=3)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=INK, fontsize=8.5)
+    if grid:
+        axes.grid(color=INK, alpha=0.18, linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", color=INK, fontsize=9.5, parse_math=False)
+
+
+def _shorten(name: str) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+def _save_png(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, format="png", dpi=160)
+
+
+def _svg(figure: Figure) -> str:
+    """Return the figure as an ``<svg>`` element that can stand beside others in one HTML page."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    style = {"svg.fonttype": "none", "svg.hashsalt": "tenfold", "font.sans-serif": ["DejaVu Sans"]}
+    with warnings.catch_warnings(), rc_context(style):
+        # a browser has the glyphs that matplotlib's own font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same ones in every figure
+    for color, name in ((INK, "ink"), (ACCENT, "accent")):
+        text = text.replace(f": {color}", f": var(--figure-{name}, {color})")
+    return text

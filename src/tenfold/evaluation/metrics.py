@@ -1,0 +1,105 @@
+"""Accuracy, calibration and confusion on a test split, with bootstrap intervals.
+
+Relies on scikit-learn for the confusion matrix and top-k accuracy, and on torchmetrics for the expected
+calibration error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a classifier reaches on a test split.
+
+    Attributes:
+        top1: accuracy with its bootstrap interval.
+        top5: share of images whose class is among the five most likely (all classes, if there are fewer).
+        balanced: mean recall over the classes that the split holds.
+        calibration_error: expected calibration error over 15 bins of equal width.
+        recalls: class → share found; None where the split lacks the class, which enters no mean.
+        confusion: row: true class, column: prediction.
+    """
+
+    top1: Interval
+    top5: float
+    balanced: float
+    calibration_error: float
+    recalls: dict[str, float | None]
+    confusion: list[list[int]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the scores for JSON."""
+        return asdict(self)
+
+
+def score(
+    probabilities: Floats, labels: Ints, classes: list[str], bootstrap: int, confidence: float, seed: int
+) -> Scores:
+    """Score predictions.
+
+    Args:
+        probabilities: (N, C), rows that sum to 1.
+        labels: (N,) class indexes.
+        classes: names of the C classes.
+        bootstrap: resamples.
+        confidence: of the interval.
+        seed: of the resampling.
+    """
+    count = len(classes)
+    predictions = probabilities.argmax(1)
+    matrix = confusion_matrix(labels, predictions, labels=range(count))
+    totals = matrix.sum(1)
+    recalls = {name: (float(matrix[i, i] / totals[i]) if totals[i] else None) for i, name in enumerate(classes)}
+    present = [value for value in recalls.values() if value is not None]
+    ece = multiclass_calibration_error(
+        torch.from_numpy(probabilities.astype(np.float32)),
+        torch.from_numpy(labels),
+        num_classes=count,
+        n_bins=15,
+    )
+    return Scores(
+        top1=bootstrap_interval((predictions == labels).astype(np.float64), bootstrap, confidence, seed),
+        top5=1.0 if count <= 5 else _top_five(probabilities, labels, count),
+        balanced=float(np.mean(present)),
+        calibration_error=float(ece),
+        recalls=recalls,
+        confusion=matrix.tolist(),
+    )
+
+
+def _top_five(probabilities: Floats, labels: Ints, count: int) -> float:
+    return float(top_k_accuracy_score(labels, probabilities, k=5, labels=range(count)))
+
+
+def bootstrap_interval(values: Floats, resamples: int, confidence: float, seed: int) -> Interval:
+    """Return the mean of ``values`` with its percentile-bootstrap interval.
+
+    For the paired difference of two classifiers, pass the difference of their hits image by image.
+    """
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+    means = counts @ values / len(values)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(values.mean()), float(low), float(high))

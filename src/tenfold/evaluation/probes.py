@@ -1,0 +1,55 @@
+"""Classifiers on fixed features: logistic regression, and label spreading over a kNN graph (scikit-learn)."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.semi_supervised import LabelSpreading
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def logistic_regression(features: Floats, labels: Ints, queries: Floats, classes: int, c: float) -> Floats:
+    """Fit on the labelled features (standardised) and return the queries' class probabilities (Q, classes)."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features, labels)
+    return _spread_columns(model.predict_proba(queries), model.classes_, classes)
+
+
+def label_spreading(
+    features: Floats, labels: Ints, unlabelled: Floats, queries: Floats, classes: int, neighbours: int
+) -> Floats:
+    """Spread the few labels over the k-nearest-neighbour graph of all training features.
+
+    The queries are no part of the graph: each takes the mean of its nearest neighbours' distributions.
+
+    Returns:
+        Class probabilities (Q, classes).
+    """
+    known = np.concatenate([labels, np.full(len(unlabelled), -1)])
+    points = np.concatenate([features, unlabelled])
+    neighbours = min(neighbours, len(points) - 1)
+    model = LabelSpreading(kernel="knn", n_neighbors=neighbours, max_iter=200)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore")  # no convergence, and points that no label reaches
+        model.fit(points, known)
+    spread = np.nan_to_num(model.label_distributions_)
+    nearest = NearestNeighbors(n_neighbors=neighbours).fit(points).kneighbors(queries, return_distance=False)
+    mean = spread[nearest].mean(1) + 1e-9
+    return _spread_columns(mean / mean.sum(1, keepdims=True), model.classes_, classes)
+
+
+def _spread_columns(probabilities: Floats, present: Ints, classes: int) -> Floats:
+    full = np.zeros((len(probabilities), classes))
+    full[:, present] = probabilities
+    return full

@@ -1,0 +1,195 @@
+"""What is the same for every stage: configuration, work place, tracking, lineage, errors.
+
+A KFP component calls :func:`execute` with the stage's ``run`` and its typed inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+from tenfold import __version__
+from tenfold.data.manifest import dataset_digest
+from tenfold.environment import Environment
+from tenfold.errors import ConfigError, DataError, TenfoldError, redact
+from tenfold.fingerprint import canonical_json, digest, fingerprint, source_digest
+from tenfold.progress import Reporter
+from tenfold.storage import open_store
+from tenfold.tracking import NoTracker, Tracker, task_run
+from tenfold.work import Work
+
+C = TypeVar("C", bound=BaseModel)
+I = TypeVar("I")  # noqa: E741
+O = TypeVar("O")  # noqa: E741
+R = TypeVar("R")
+
+LINEAGE = "lineage.json"
+
+
+def code_digest() -> str:
+    """Return what names the code: the image's digest where the pod knows it, else the source's."""
+    return os.environ.get("TENFOLD_IMAGE_DIGEST") or source_digest()
+
+
+def read_lineage(folder: Path) -> dict[str, Any]:
+    """Return the lineage that :func:`execute` left beside a stage's output.
+
+    Raises:
+        DataError: the folder is gone or was made by something else.
+    """
+    try:
+        lineage: dict[str, Any] = json.loads((folder / LINEAGE).read_text())
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} is no output of a tenfold stage, or it was deleted; run the pipeline again with --no-cache"
+        ) from None
+    return lineage
+
+
+def identities(inputs: Any) -> dict[str, str | None]:
+    """Return input name → what its content is called.
+
+    A folder is called by the fingerprint in its lineage, a data set by its digest, other text by itself.
+    """
+    names: dict[str, str | None] = {}
+    for item in fields(inputs):
+        value = getattr(inputs, item.name)
+        if isinstance(value, Path):
+            names[item.name] = str(read_lineage(value)["fingerprint"])
+        elif value is not None and item.name == "dataset":
+            names[item.name] = dataset_digest(value)
+        else:
+            names[item.name] = None if value is None else digest(str(value))
+    return names
+
+
+class Attempt:
+    """One try of a task: a context that turns errors into one line, an exit status and a FAILED run.
+
+    A :class:`TenfoldError` ends the process with the error's exit status; anything else is a defect and
+    keeps its traceback.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.environment = Environment.read()
+        self.reporter = Reporter(stage, self.environment.events)
+        self.tracker: Tracker = NoTracker()
+        self._stage = stage
+
+    def __enter__(self) -> Attempt:
+        _end_with(self.environment.owner)
+        self.reporter.event("preparing")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        message = redact(str(error))
+        if not isinstance(error, TenfoldError):
+            traceback.print_exception(error)
+            message = f"defect: {type(error).__name__}: {message}"
+        self.reporter.failed(message)
+        print(f"{self._stage}: {message}", file=sys.stderr)
+        try:
+            self.tracker.tags({"tenfold.error": message[:4000]})
+            self.tracker.finish("FAILED")
+        except TenfoldError as second:
+            self.reporter.warn(str(second))
+        sys.exit(error.exit_code if isinstance(error, TenfoldError) else 1)
+
+
+def execute(
+    stage: str, run: Callable[[C, I, O, Work], R], config_type: type[C], config: str, inputs: I, outputs: O
+) -> R:
+    """Run a stage as a task of the pipeline.
+
+    Reads the surroundings, opens the work place and the nested MLflow run, calls ``run``, checks that each
+    output was written, and leaves the lineage beside it.
+    """
+    assert is_dataclass(inputs)
+    assert is_dataclass(outputs)
+    with Attempt(stage) as attempt:
+        environment = attempt.environment
+        try:
+            parsed = config_type.model_validate_json(config)
+        except ValidationError as error:
+            raise ConfigError(f"the configuration string of {stage} does not fit this version: {error}") from None
+        code, names = code_digest(), identities(inputs)
+        name = fingerprint(stage, config, names, code)
+        attempt.tracker = tracker = task_run(environment, stage)
+        tracker.tags(
+            {"tenfold.fingerprint": name, "tenfold.code": code, "tenfold.version": __version__,
+             "tenfold.config": config, "tenfold.inputs": canonical_json(names),
+             **({"tenfold.dataset": inputs.dataset} if hasattr(inputs, "dataset") else {})}
+        )  # fmt: skip
+        tracker.params(_flat(json.loads(config)))
+        work = Work(stage, name, open_store(environment.store), environment, attempt.reporter, tracker)
+        attempt.reporter.started()
+        start = time.monotonic()
+        result = run(parsed, inputs, outputs, work)
+        seconds = time.monotonic() - start
+        tracker.metrics({"seconds": seconds})
+        lineage = {
+            "stage": stage, "fingerprint": name, "run_id": environment.run_id, "mlflow_run_id": tracker.run_id,
+            "code": code, "version": __version__, "config": json.loads(config), "seconds": seconds,
+            "dataset": getattr(inputs, "dataset", None), "inputs": _input_lineages(inputs),
+        }  # fmt: skip
+        _seal(outputs, lineage)
+        places = [str(getattr(outputs, item.name)) for item in fields(outputs)]
+        tracker.tags({"tenfold.outputs": json.dumps(places)})
+        for entry in list(work.store.list(work.own)):  # checkpoints have done their service
+            work.store.delete(entry.key)
+        tracker.finish("FINISHED")
+        attempt.reporter.finished(seconds)
+        return result
+
+
+def _seal(outputs: Any, lineage: dict[str, Any]) -> None:
+    for item in fields(outputs):
+        path = getattr(outputs, item.name)
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            raise RuntimeError(f"the stage never wrote its output '{item.name}'")
+        if path.is_dir():
+            (path / LINEAGE).write_text(json.dumps(lineage, indent=1))
+
+
+def _input_lineages(inputs: Any) -> dict[str, Any]:
+    values = {item.name: getattr(inputs, item.name) for item in fields(inputs)}
+    return {name: read_lineage(value) for name, value in values.items() if isinstance(value, Path)}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, object]:
+    if isinstance(value, dict):
+        flat: dict[str, object] = {}
+        for key, inner in value.items():
+            flat.update(_flat(inner, f"{prefix}{key}."))
+        return flat
+    return {prefix.removesuffix("."): value}
+
+
+def _end_with(owner: int | None) -> None:
+    """End this process when the one that started the local run is gone, however it went."""
+    if owner is None:
+        return
+    try:
+        watched = psutil.Process(owner)
+    except psutil.NoSuchProcess:
+        os._exit(75)
+
+    def watch() -> None:
+        while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+        os._exit(75)
+
+    threading.Thread(target=watch, daemon=True, name="owner-watch").start()

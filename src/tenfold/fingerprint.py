@@ -1,0 +1,56 @@
+"""Names for content: canonical JSON, digests of configuration, and the digest of tenfold's own source."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tenfold
+
+#: What decides results is code; documents and compiled pipelines do not.
+_SOURCE_SUFFIXES = {".py", ".yaml", ".j2"}
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of ``value``: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def digest(data: bytes | str) -> str:
+    """Return the sha256 of ``data`` in hexadecimal."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def fingerprint(stage: str, config: str, inputs: Mapping[str, str | None], code: str) -> str:
+    """Return the name of a stage's result: the sha256 over everything that decides it.
+
+    Args:
+        stage: the task's name.
+        config: its canonical configuration string.
+        inputs: name → content identity of each input (a dataset's digest, a model's fingerprint).
+        code: digest of the source (locally) or of the image (on a cluster).
+    """
+    return digest(canonical_json({"stage": stage, "config": config, "inputs": dict(inputs), "code": code}))
+
+
+@cache
+def source_digest() -> str:
+    """Return the digest of the installed tenfold source, links followed, compiled pipelines left out."""
+    root = Path(tenfold.__file__).parent
+    hasher = hashlib.sha256()
+    folders = [root, root / "components", root / "pipelines"]
+    seen: set[Path] = set()
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            real = path.resolve()
+            if path.suffix not in _SOURCE_SUFFIXES or real in seen or "compiled" in path.parts:
+                continue
+            if "presets" in path.parts:  # a preset acts through the resolved configuration alone
+                continue
+            seen.add(real)
+            hasher.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return hasher.hexdigest()

@@ -1,0 +1,48 @@
+"""The unlabelled loss of EMA-Teacher self-training (Semi-ViT, section 3), with distribution alignment."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class PseudoLabelLoss(NamedTuple):
+    """The loss, and the share of the batch whose pseudo-label was confident enough."""
+
+    loss: Tensor
+    share: Tensor
+
+
+def pseudo_label_loss(student: Tensor, teacher: Tensor, threshold: float) -> PseudoLabelLoss:
+    r"""Cross-entropy against the teacher's most likely class, where the teacher is confident.
+
+    .. math:: L_u = \frac1N \sum_i 1[\max_y q_i(y) \ge \tau] \cdot -\log p_i(\arg\max_y q_i(y))
+
+    Args:
+        student: logits (N, C) of the strong views.
+        teacher: probabilities (N, C) of the weak views.
+        threshold: tau. With no confident image the loss is 0 and finite.
+    """
+    confidence, label = teacher.max(1)
+    mask = (confidence >= threshold).to(student.dtype)
+    return PseudoLabelLoss((F.cross_entropy(student, label, reduction="none") * mask).mean(), mask.mean())
+
+
+def align(probabilities: Tensor, running: Tensor, prior: Tensor) -> Tensor:
+    """Distribution alignment (ReMixMatch): multiply by prior / running mean prediction, renormalise.
+
+    Args:
+        probabilities: the teacher's (N, C).
+        running: moving average (C,) of its mean prediction.
+        prior: the class shares (C,) that are expected.
+    """
+    scaled = probabilities * (prior / running.clamp_min(1e-6))
+    return scaled / scaled.sum(1, keepdim=True)
+
+
+def update_running(running: Tensor, probabilities: Tensor, decay: float = 0.95) -> Tensor:
+    """Return the moving average of the mean prediction."""
+    return torch.lerp(probabilities.mean(0), running, decay)

@@ -1,0 +1,1 @@
+"""The networks of the papers, and how a trained one is kept on disk."""

@@ -1,0 +1,91 @@
+"""The projection head of SimCLRv2, and classifiers that keep the first of its layers."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tenfold.models.resnet import ResNet
+
+
+class ProjectionHead(nn.Module):
+    """Dense layers without bias, each with batch norm; ReLU after all but the last.
+
+    Widths C → C → … → ``features``. The last batch norm has a gain but no offset, so its bias is fixed at 0.
+    Source: SimCLRv2, section 2 ("a deeper projection head"); official ``model.py``.
+    """
+
+    def __init__(self, inputs: int, layers: int = 3, features: int = 128) -> None:
+        super().__init__()
+        widths = [inputs] * layers + [features]
+        self.layers = nn.ModuleList()
+        for number in range(layers):
+            dense = nn.Linear(widths[number], widths[number + 1], bias=False)
+            nn.init.normal_(dense.weight, std=0.01)
+            normed = nn.BatchNorm1d(widths[number + 1], eps=1e-5, momentum=0.1)
+            if number == layers - 1:
+                assert normed.bias is not None
+                normed.bias.requires_grad_(False)
+            self.layers.append(nn.Sequential(dense, normed))
+
+    def hidden(self, h: Tensor, layer: int) -> Tensor:
+        """Return the output of the first ``layer`` layers (0: ``h`` itself), after their ReLUs."""
+        for number in range(layer):
+            h = self.layers[number](h)
+            if number < len(self.layers) - 1:
+                h = F.relu(h)
+        return h
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return the projection z (N, features), not normalised."""
+        return self.hidden(h, len(self.layers))
+
+    def width_after(self, layer: int) -> int:
+        """Return the width of :meth:`hidden`'s output."""
+        modules = self.layers[layer - 1 if layer else 0]
+        assert isinstance(modules, nn.Sequential)
+        dense = modules[0]
+        assert isinstance(dense, nn.Linear)
+        return dense.out_features if layer else dense.in_features
+
+
+class SimCLRModel(nn.Module):
+    """Encoder f and projection head g: z = g(f(x))."""
+
+    def __init__(self, encoder: ResNet, head: ProjectionHead) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the projections (N, features) of images (N, 3, H, W)."""
+        z: Tensor = self.head(self.encoder(x))
+        return z
+
+
+class Classifier(nn.Module):
+    """Encoder, the first ``layer`` layers of a projection head, and a linear layer that starts at zero."""
+
+    def __init__(self, encoder: ResNet, head: ProjectionHead | None, layer: int, classes: int) -> None:
+        super().__init__()
+        self.encoder, self.layer = encoder, layer
+        self._linear_output = head is not None and layer == len(head.layers)
+        self.head = head if layer else None
+        width = head.width_after(layer) if head is not None and layer else encoder.features
+        self.linear = nn.Linear(width, classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        if self.head is not None:  # layers behind the one that is used would never get a gradient
+            self.head.layers = self.head.layers[:layer]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what the linear layer sees, (N, width)."""
+        h: Tensor = self.encoder(x)
+        if self.head is not None:
+            for number, part in enumerate(self.head.layers, start=1):
+                h = part(h) if self._linear_output and number == self.layer else F.relu(part(h))
+        return h
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, classes)."""
+        logits: Tensor = self.linear(self.features(x))
+        return logits

@@ -1,0 +1,161 @@
+"""Registering students in MLflow, and the gate to the alias ``champion``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenfold import __version__
+from tenfold.environment import Environment
+from tenfold.errors import TrackingError, redact
+from tenfold.tracking import client
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+WEIGHTS_TAG = "tenfold.weights"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry: its number, the digest of its weights, and its tags."""
+
+    version: str
+    weights: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a challenger becomes champion, and why."""
+
+    promote: bool
+    reasons: list[str]
+
+
+def decide(challenger: float, champion: float | None, min_gain: float, *, exists: bool) -> Decision:
+    """Compare two top-1 accuracies measured on the same test images.
+
+    Args:
+        challenger: the new student's.
+        champion: the present champion's; None where it was never measured on these images.
+        min_gain: by how much the challenger must be better.
+        exists: whether there is a champion.
+
+    A value that is not a finite number never passes.
+    """
+    if not math.isfinite(challenger):
+        return Decision(False, [f"the student's top-1 is {challenger}: not a number that can be compared"])
+    if not exists:
+        return Decision(True, ["there is no champion yet"])
+    if champion is None:
+        return Decision(False, ["the champion was measured on another test split, so the two cannot be compared"])
+    if not math.isfinite(champion):
+        return Decision(False, [f"the champion's top-1 is {champion}: not a number that can be compared"])
+    gain = challenger - champion
+    told = f"top-1 {challenger:.2%} against the champion's {champion:.2%} on the same test images: {gain:+.2%}"
+    if gain > min_gain:
+        return Decision(True, [f"{told}, more than the {min_gain:.2%} that is asked for"])
+    return Decision(False, [f"{told}, not more than the {min_gain:.2%} that is asked for"])
+
+
+class Registry:
+    """One registered model of MLflow's registry."""
+
+    def __init__(self, environment: Environment, name: str) -> None:
+        self.name, self._environment = name, environment
+        self._client = client(environment)
+
+    def _call(self, doing: str, call: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return call(*arguments, **named)
+        except Exception as error:
+            reason = redact(str(error)).strip().split("\n")[0][:300]
+            raise TrackingError(f"{doing} '{self.name}' in MLflow's registry failed: {reason}") from error
+
+    def _registered(self, version: Any) -> Registered:
+        tags = dict(version.tags or {})
+        return Registered(str(version.version), tags.get(WEIGHTS_TAG, ""), tags)
+
+    def by_alias(self, alias: str) -> Registered | None:
+        """Return the version that holds ``alias``; None if none does."""
+        if not self._exists():
+            return None
+        aliases = self._call("reading", self._client.get_registered_model, self.name).aliases
+        if alias not in aliases:
+            return None
+        return self._registered(self._call("reading", self._client.get_model_version, self.name, aliases[alias]))
+
+    def by_weights(self, weights: str) -> Registered | None:
+        """Return the version with these weights; None if there is none."""
+        condition = f"name = '{self.name}' and tags.`{WEIGHTS_TAG}` = '{weights}'"
+        found = self._call("searching", self._client.search_model_versions, condition)
+        return self._registered(found[0]) if found else None
+
+    def _exists(self) -> bool:
+        found = self._call("searching", self._client.search_registered_models, f"name = '{self.name}'")
+        return bool(found)
+
+    def register(
+        self, student: Path, example: bytes, weights: str, run_id: str | None, tags: Mapping[str, str]
+    ) -> Registered:
+        """Log the student as an MLflow model of the run and register it as a new version.
+
+        Args:
+            student: folder of the classifier.
+            example: an encoded image, the model's input example.
+            weights: digest of its weights.
+            run_id: MLflow run that it belongs to.
+            tags: lineage, set on the version.
+        """
+        import mlflow
+        import pandas as pd
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, DataType, Schema
+
+        mlflow.set_tracking_uri(self._environment.tracking_uri)
+        mlflow.set_registry_uri(self._environment.tracking_uri)
+        signature = ModelSignature(
+            Schema([ColSpec(DataType.binary, "image")]),
+            Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability")]),
+        )
+
+        def log() -> Any:
+            with mlflow.start_run(run_id=run_id):
+                return mlflow.pyfunc.log_model(
+                    name="student", python_model=str(Path(__file__).with_name("serving.py")),
+                    artifacts={"student": str(student)}, signature=signature,
+                    input_example=pd.DataFrame({"image": [example]}),
+                    pip_requirements=[f"tenfold=={__version__}"], registered_model_name=self.name,
+                )  # fmt: skip
+
+        info = self._call("registering", log)
+        version = str(info.registered_model_version)
+        for key, value in {**tags, WEIGHTS_TAG: weights}.items():
+            self._call("tagging", self._client.set_model_version_tag, self.name, version, key, value)
+        return Registered(version, weights, dict(tags))
+
+    def point(self, alias: str, version: str) -> None:
+        """Let ``alias`` name ``version``."""
+        self._call("setting an alias of", self._client.set_registered_model_alias, self.name, alias, version)
+
+    def unpoint(self, alias: str, version: str) -> None:
+        """Remove ``alias`` if it names ``version``."""
+        held = self.by_alias(alias)
+        if held is not None and held.version == version:
+            self._call("removing an alias of", self._client.delete_registered_model_alias, self.name, alias)
+
+    def download(self, alias_or_version: str, folder: Path) -> Path:
+        """Fetch a version's student folder below ``folder``."""
+        import mlflow
+
+        separator = "/" if alias_or_version.isdigit() else "@"
+        mlflow.set_tracking_uri(self._environment.tracking_uri)
+        mlflow.set_registry_uri(self._environment.tracking_uri)
+        uri = f"models:/{self.name}{separator}{alias_or_version}"
+        local = self._call("downloading", mlflow.artifacts.download_artifacts, artifact_uri=uri, dst_path=str(folder))
+        found = sorted(Path(local).rglob("model.json"))
+        if not found:
+            raise TrackingError(f"{uri} holds no tenfold student")
+        return found[0].parent

@@ -1,0 +1,51 @@
+"""The durable place of one stage, and what a stage needs beside its inputs.
+
+``work/<fingerprint>/<run id>/`` in the store belongs to one run of one stage. A stage may read the
+checkpoints of every run of its fingerprint and writes only under its own run's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tenfold.environment import Environment
+from tenfold.progress import Reporter
+from tenfold.storage import Store
+from tenfold.tracking import NoTracker, Tracker
+
+
+@dataclass(frozen=True)
+class Work:
+    """Handed to every stage.
+
+    Attributes:
+        stage: the task's name.
+        fingerprint: of the stage's result.
+        store: where data sets, checkpoints and reports live.
+        environment: where this process runs.
+        reporter: progress and warnings.
+        tracker: the stage's nested MLflow run.
+    """
+
+    stage: str
+    fingerprint: str
+    store: Store
+    environment: Environment
+    reporter: Reporter
+    tracker: Tracker = field(default_factory=NoTracker)
+
+    @property
+    def shared(self) -> str:
+        """Key prefix of all runs of this fingerprint."""
+        return f"work/{self.fingerprint}/"
+
+    @property
+    def own(self) -> str:
+        """Key prefix of this run."""
+        return f"{self.shared}{self.environment.run_id}/"
+
+    @property
+    def cache(self) -> Path:
+        """Local folder for shards that come from afar."""
+        return self.environment.home / "cache"
