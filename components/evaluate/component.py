@@ -11,6 +11,7 @@ def evaluate(
     confusion: dsl.Output[dsl.ClassificationMetrics],
 ):  # fmt: skip
     """Measure every rung of the ladder on the test split."""
+    import json
     from pathlib import Path
 
     from tenfold.components.evaluate.stage import Inputs, Outputs, run
@@ -22,13 +23,16 @@ def evaluate(
     outputs = Outputs(Path(evaluation.path), Path(report.path))
     result = execute("evaluate", run, EvaluateConfig, config, inputs, outputs)
     scores = result.student
-    metrics.log_metric("top1", scores.top1.value)
-    metrics.log_metric("top1_low", scores.top1.low)
-    metrics.log_metric("top1_high", scores.top1.high)
-    metrics.log_metric("top5", scores.top5)
-    metrics.log_metric("balanced_accuracy", scores.balanced)
-    metrics.log_metric("calibration_error", scores.calibration_error)
+    values = {
+        "top1": scores.top1.value, "top1_low": scores.top1.low, "top1_high": scores.top1.high, "top5": scores.top5,
+        "balanced_accuracy": scores.balanced, "calibration_error": scores.calibration_error,
+    }  # fmt: skip
+    for name, value in values.items():
+        metrics.log_metric(name, value)
     confusion.log_confusion_matrix(result.classes, scores.confusion)
+    # KFP keeps both in metadata alone, and kfp.local's cache takes an artifact without a file for a lost one
+    Path(metrics.path).write_text(json.dumps(values))
+    Path(confusion.path).write_text(json.dumps({"classes": result.classes, "matrix": scores.confusion}))
 
 
 def component(image: str):

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, urlparse
 
@@ -68,10 +68,11 @@ class FileStore:
         self.uri = root.as_uri()
 
     def _path(self, key: str) -> Path:
-        path = (self.root / key).resolve()
-        if not path.is_relative_to(self.root.resolve()):
+        # By its name alone: a link in the folder may lead out of it, as links to images often do.
+        parts = PurePosixPath(key)
+        if parts.is_absolute() or ".." in parts.parts:
             raise StorageError(f"key '{key}' leaves the store {self.uri}")
-        return path
+        return self.root.resolve() / key
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -129,7 +130,12 @@ class FileStore:
         """See :class:`Store`; names that start with a dot are passed over."""
         folder = self._path(prefix.rpartition("/")[0])
         for parent, folders, files in os.walk(folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            here = Path(parent).resolve()
+            folders[:] = [
+                name  # a link to a folder above would be walked for ever
+                for name in folders
+                if not name.startswith(".") and not here.is_relative_to((here / name).resolve())
+            ]
             for name in files:
                 path = Path(parent, name)
                 key = path.relative_to(self.root.resolve()).as_posix()
@@ -316,10 +322,10 @@ def open_store(uri: str, *, patient: bool = True) -> Store:
     """
     scheme = urlparse(uri).scheme
     if scheme == "s3":
-        parts = urlparse(uri)
-        if not parts.netloc:
+        bucket, _, prefix = uri.partition("://")[2].partition("/")  # a key may hold ? and #
+        if not bucket:
             raise StorageError(f"'{uri}' names no bucket; write s3://bucket/prefix")
-        return S3Store(parts.netloc, parts.path, patient=patient)
+        return S3Store(bucket, prefix, patient=patient)
     if scheme == "file":
         return FileStore(Path(unquote(urlparse(uri).path)))
     if scheme and len(scheme) > 1:

@@ -55,7 +55,8 @@ def build(description: Description) -> SimCLRModel | Classifier:
     if description.head is not None:
         head = ProjectionHead(encoder.features, description.head.layers, description.head.features)
     if description.kind == "simclr":
-        assert head is not None
+        if head is None:
+            raise DataError("the description of a pretrained encoder lacks its projection head")
         return SimCLRModel(encoder, head)
     if head is not None and description.layer > len(head.layers):
         raise DataError(f"from_head_layer={description.layer}, but the projection head has {len(head.layers)} layers")
@@ -76,12 +77,13 @@ def load(folder: Path) -> tuple[SimCLRModel | Classifier, Description]:
     Raises:
         DataError: the folder holds none, or the weights do not fit the description.
     """
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} holds no tenfold model: {name} is missing")
     try:
-        description = Description.model_validate_json((folder / DESCRIPTION).read_text())
+        description = Description.model_validate_json((folder / DESCRIPTION).read_bytes())
         model = build(description)
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except FileNotFoundError as error:
-        raise DataError(f"{folder} holds no tenfold model: {Path(str(error.filename)).name} is missing") from None
     except (ValidationError, SafetensorError) as error:
         raise DataError(f"the model in {folder} is damaged: {str(error).splitlines()[0]}") from None
     except RuntimeError as error:
