@@ -8,17 +8,25 @@ them, meets a CMYK, 16-bit, palette or rotated image.
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from tenfold.errors import BadImageError
 
 Image.MAX_IMAGE_PIXELS = None  # decode() has a limit of its own, checked from the header
 
+#: Told by content, whatever the file's name. Not all that Pillow knows: PostScript would start Ghostscript.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 
 
@@ -49,10 +57,10 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
     if not data:
         raise BadImageError("empty file")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise BadImageError("not an image" + _looks_like(data)) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise BadImageError(f"damaged header: {error}") from None
     width, height = image.size
     if width * height > max_pixels:
@@ -62,7 +70,7 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
         plain = _is_plain(image, data)
         extension = "jpg" if image.format == "JPEG" else "png"
         rgb = _to_rgb(image)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
         raise BadImageError(f"truncated or damaged: {error}") from None
     pixels = np.asarray(rgb)
     if plain:
@@ -100,11 +108,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         converted = Image.alpha_composite(Image.new("RGBA", over.size, (255, 255, 255, 255)), over).convert("RGB")
     else:
         converted = image.convert("RGB")
-    if orientation != 1:
-        exif = converted.getexif()
-        exif[_EXIF_ORIENTATION] = orientation
-        converted = ImageOps.exif_transpose(converted)
-    return converted
+    return converted.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else converted
 
 
 def _looks_like(data: bytes) -> str:

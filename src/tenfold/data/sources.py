@@ -115,6 +115,9 @@ def annotate(source: Source, config: DataConfig) -> Annotations:
     """
     entries = source.list()
     images = [entry for entry in entries if entry.key.lower().endswith(IMAGE_SUFFIXES)]
+    foreign = [entry.key for entry in images if not _is_text(entry.key)]
+    if foreign:
+        raise DataError(f"{source.uri}: {len(foreign)} file names are no UTF-8; rename them: {foreign[:10]}")
     if not images:
         found = f" among {len(entries)} files" if entries else ""
         raise DataError(f"no images{found} in {source.uri}; expected {', '.join(IMAGE_SUFFIXES[:4])}, … files")
@@ -146,9 +149,7 @@ def _from_layout(images: Iterable[Entry]) -> list[Annotated]:
 
 def _from_csv(source: Source, name: str, images: Iterable[Entry]) -> list[Annotated]:
     try:
-        text = source.read(name).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{source.uri}/{name} is no UTF-8 text") from None
+        text = _text(source.read(name), f"{source.uri}/{name}")
     except KeyError:
         raise DataError(f"{source.uri} has no file {name}") from None
     rows = csv.DictReader(io.StringIO(text))
@@ -179,7 +180,7 @@ def _from_csv(source: Source, name: str, images: Iterable[Entry]) -> list[Annota
 
 def _apply_list(file: str, annotated: list[Annotated]) -> tuple[list[Annotated], frozenset[str]]:
     folder, _, name = file.rpartition("/")
-    text = open_store(folder or ".").read(name).decode("utf-8-sig")
+    text = _text(open_store(folder or ".").read(name), f"the label list {file}")
     lines = [line for line in csv.reader(io.StringIO(text)) if line and line[0].strip()]
     if lines and lines[0][0].strip() == "path":
         lines = lines[1:]
@@ -199,6 +200,18 @@ def _apply_list(file: str, annotated: list[Annotated]) -> tuple[list[Annotated],
         for image in annotated
     ]
     return changed, frozenset(labels)
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{where} is no UTF-8 text") from None
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether ``name`` is Unicode; Python spells other bytes of a file name as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _require_found(missing: list[str], where: str) -> None:

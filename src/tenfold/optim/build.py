@@ -48,5 +48,6 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], batch
         groups[1]["adapt"] = False
         return LARS(groups, lr, config.momentum, config.weight_decay)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr, config.momentum, weight_decay=config.weight_decay, nesterov=True)
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(groups, lr, config.momentum, weight_decay=config.weight_decay, nesterov=nesterov)
     return torch.optim.AdamW(groups, lr, weight_decay=config.weight_decay)

@@ -72,7 +72,7 @@ def latest_checkpoint(work: Work) -> Checkpoint | None:
                 work.reporter.warn(f"the checkpoint {work.store.uri}/{folder} is damaged; trying the one before")
                 continue
             return Checkpoint(step, load(contents[0]), json.loads(contents[1]))
-        except (TenfoldError, KeyError, ValueError) as error:
+        except (TenfoldError, KeyError, TypeError, ValueError) as error:
             work.reporter.warn(f"the checkpoint {work.store.uri}/{folder} cannot be read ({error}); trying another")
     return None
 

@@ -75,7 +75,7 @@ def fit(
         history = list(saved.values["history"])
     opened = {name: open_(state=_stream_state(saved, name)) for name, open_ in streams.items()}
     every = max(1, steps // 200)
-    window: list[Figures] = []
+    window = _window(saved, device)
     last_saved = time.monotonic()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(start, steps):
@@ -106,7 +106,7 @@ def fit(
             **({"loss": history[-1]["loss"]} if history else {}),
         )
         if step + 1 == steps or time.monotonic() - last_saved > work.environment.checkpoint_seconds:
-            save_checkpoint(work, _capture(step + 1, objective, optimizer, opened, history))
+            save_checkpoint(work, _capture(step + 1, objective, optimizer, opened, history, window))
             last_saved = time.monotonic()
     objective.eval()
     return history
@@ -129,13 +129,15 @@ def _stop(work: Work, step: int, loss: float, size: float, batches: Mapping[str,
 
 def _capture(
     step: int, objective: Objective, optimizer: torch.optim.Optimizer, streams: Mapping[str, ViewStream],
-    history: History,
+    history: History, window: list[Figures],
 ) -> Checkpoint:  # fmt: skip
     tensors = {f"objective.{name}": tensor.clone() for name, tensor in objective.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value.clone() for name, value in state.items()}
     for name, stream in streams.items():
         tensors |= {f"stream.{name}.{part}": value for part, value in stream.state().items()}
+    if window:  # the points since the curves' last one, so that its mean is the same after a restart
+        tensors |= {f"window.{key}": torch.stack([figures[key] for figures in window]) for key in window[0]}
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -156,6 +158,12 @@ def _restore(saved: Checkpoint, objective: Objective, optimizer: torch.optim.Opt
     torch.set_rng_state(saved.tensors["rng.cpu"])
     if "rng.cuda" in saved.tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(saved.tensors["rng.cuda"])
+
+
+def _window(saved: Checkpoint | None, device: torch.device) -> list[Figures]:
+    columns = _part(saved.tensors, "window.") if saved else {}
+    count = len(next(iter(columns.values()))) if columns else 0
+    return [{key: column[row].to(device) for key, column in columns.items()} for row in range(count)]
 
 
 def _stream_state(saved: Checkpoint | None, name: str) -> dict[str, Tensor] | None:

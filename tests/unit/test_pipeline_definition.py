@@ -1,0 +1,92 @@
+"""What the compiled pipeline promises: golden bytes, caching flags, references, descriptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tenfold.config import STAGES
+from tenfold.pipelines.compile import compile_pipeline
+from tenfold.pipelines.semi_supervised import UNCACHED
+
+GOLDEN = Path(__file__).parents[2] / "pipelines" / "compiled" / "semi_supervised.yaml"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    compile_pipeline(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def spec(compiled: Path) -> dict[str, Any]:
+    return dict(next(yaml.safe_load_all(compiled.read_text())))
+
+
+def tasks(spec: dict[str, Any]) -> dict[str, Any]:
+    return dict(spec["root"]["dag"]["tasks"])
+
+
+def test_the_compiled_pipeline_is_the_golden_one(compiled: Path) -> None:
+    assert compiled.read_text() == GOLDEN.read_text(), "run `make compiled` and look at the difference"
+
+
+def test_every_stage_is_a_task_and_nothing_else_is(spec: dict[str, Any]) -> None:
+    assert sorted(tasks(spec)) == sorted(name.replace("_", "-") for name in ("preflight", *STAGES))
+
+
+def test_caching_is_off_exactly_for_what_looks_at_the_outside_world(spec: dict[str, Any]) -> None:
+    uncached = {name for name, task in tasks(spec).items() if not task["cachingOptions"].get("enableCache")}
+    assert uncached == set(UNCACHED)
+
+
+def test_every_reference_to_a_component_executor_task_and_output_resolves(spec: dict[str, Any]) -> None:
+    executors, components = spec["deploymentSpec"]["executors"], spec["components"]
+    for name, component in components.items():
+        assert component["executorLabel"] in executors, name
+    known = tasks(spec)
+    form = set(spec["root"]["inputDefinitions"]["parameters"])
+    for name, task in known.items():
+        assert task["componentRef"]["name"] in components, name
+        inputs = task.get("inputs", {})
+        for kind in ("parameters", "artifacts"):
+            for value in inputs.get(kind, {}).values():
+                if "taskOutputParameter" in value or "taskOutputArtifact" in value:
+                    source = value.get("taskOutputParameter") or value["taskOutputArtifact"]
+                    assert source["producerTask"] in task["dependentTasks"], name
+                    made = components[known[source["producerTask"]]["componentRef"]["name"]]["outputDefinitions"][kind]
+                    key = source.get("outputParameterKey") or source["outputArtifactKey"]
+                    assert key in made, (name, key)
+                elif "componentInputParameter" in value:
+                    assert value["componentInputParameter"] in form
+
+
+def test_every_parameter_of_the_form_has_a_description_and_a_default(spec: dict[str, Any]) -> None:
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert list(parameters)
+    for name, parameter in parameters.items():
+        assert parameter.get("description"), name
+        assert "defaultValue" in parameter, name
+
+
+def test_no_task_sets_environment_variables_and_none_installs_anything(spec: dict[str, Any]) -> None:
+    for name, executor in spec["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        assert "env" not in container, name
+        assert "pip install" not in " ".join([*container["command"], *container.get("args", [])]), name
+
+
+def test_images_are_named_by_digest(spec: dict[str, Any]) -> None:
+    images = {executor["container"]["image"] for executor in spec["deploymentSpec"]["executors"].values()}
+    assert len(images) == 2
+    assert all("@sha256:" in image for image in images)
+
+
+def test_data_goes_by_pointer_the_dataset_is_a_parameter(spec: dict[str, Any]) -> None:
+    for stage in ("augment", "pretrain", "finetune", "distill", "evaluate"):
+        definition = spec["components"][f"comp-{stage}"]["inputDefinitions"]["parameters"]
+        assert definition["dataset"]["parameterType"] == "STRING"
