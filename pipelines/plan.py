@@ -46,7 +46,7 @@ def wiring(config: RunConfig, dataset: str | None) -> dict[str, dict[str, str]]:
         "finetune": {"dataset": data, "views": views["finetune"], "evaluation": evaluation, "encoder": "<pretrain>"},
         "self_train": {"dataset": data, "weak": views["weak"], "strong": views["strong"], "teacher": "<finetune>"},
         "pseudo_label": {"dataset": data, "weak": views["weak"], "evaluation": evaluation, "teacher": "<self_train>",
-                         "encoder": "<pretrain>"},
+                         "finetuned": "<finetune>", "encoder": "<pretrain>"},
         "distill": {"dataset": data, "views": views["distill"], "evaluation": evaluation,
                     "soft_labels": "<pseudo_label>", "teacher": "<self_train>", "finetuned": "<finetune>"},
         "evaluate": {"dataset": data, "evaluation": evaluation, "views": "<augment>", "encoder": "<pretrain>",

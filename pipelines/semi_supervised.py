@@ -135,7 +135,7 @@ def build(images: Images):
         ).outputs["better"]
         soft_labels = pseudo_label(
             config=config["pseudo_label"], dataset=dataset, weak=views["weak"], evaluation=views["evaluation"],
-            teacher=teacher, encoder=encoder,
+            teacher=teacher, finetuned=tuned, encoder=encoder,
         ).outputs["soft_labels"]  # fmt: skip
         student = distill(
             config=config["distill"], dataset=dataset, views=views["distill"], evaluation=views["evaluation"],

@@ -102,6 +102,8 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f"-master.port={ports[0]}", f"-master.port.grpc={grpc[0]}", f"-volume.port={ports[1]}",
         f"-volume.port.grpc={grpc[1]}", f"-filer.port={ports[2]}", f"-filer.port.grpc={grpc[2]}",
         f"-s3.port={ports[3]}", f"-s3.port.grpc={grpc[3]}", "-master.volumeSizeLimitMB=64",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-volume.max=1000",  # a bucket takes several volumes of its own, of 8 by default
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -110,7 +112,8 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _wait_until_writable(f"http://127.0.0.1:{ports[3]}")
         yield f"http://127.0.0.1:{ports[3]}"
     finally:
-        _stop(process)
+        process.kill()  # it waits long for its own streams when asked to end
+        process.wait()
 
 
 def _wait_until_writable(endpoint: str) -> None:

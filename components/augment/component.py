@@ -15,14 +15,9 @@ def augment(
     ],
 ):  # fmt: skip
     """Resolve the views, measure them, and show what they look like."""
-    from pathlib import Path
-
-    from tenfold.components.augment.stage import Inputs, Outputs, run
-    from tenfold.config import AugmentConfig
     from tenfold.execution import execute
 
-    outputs = Outputs(Path(views.path), Path(preview.path))
-    return execute("augment", run, AugmentConfig, config, Inputs(dataset), outputs)
+    return execute("augment", config, {"dataset": dataset}, {"views": views.path, "preview": preview.path})
 
 
 def component(image: str):

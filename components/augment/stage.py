@@ -26,6 +26,9 @@ _SHOWN, _TILE = 8, 64
 _STATISTICS_IMAGES = 2000
 
 
+CONFIGS = {"augment": AugmentConfig}
+
+
 @dataclass(frozen=True)
 class Inputs:
     """``dataset``: its URI."""

@@ -8,14 +8,11 @@ def distill(
     teacher: dsl.Input[dsl.Model], finetuned: dsl.Input[dsl.Model], student: dsl.Output[dsl.Model],
 ):  # fmt: skip
     """Train the student on the teacher's soft labels, or on the live teacher."""
-    from pathlib import Path
-
-    from tenfold.components.distill.stage import Inputs, Outputs, run
-    from tenfold.config import DistillConfig
     from tenfold.execution import execute
 
-    inputs = Inputs(dataset, views, evaluation, Path(soft_labels.path), Path(teacher.path), Path(finetuned.path))
-    execute("distill", run, DistillConfig, config, inputs, Outputs(Path(student.path)))
+    inputs = {"dataset": dataset, "views": views, "evaluation": evaluation, "soft_labels": soft_labels.path,
+              "teacher": teacher.path, "finetuned": finetuned.path}  # fmt: skip
+    execute("distill", config, inputs, {"student": student.path})
 
 
 def component(image: str):

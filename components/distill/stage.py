@@ -25,6 +25,8 @@ from tenfold.training.loop import fit
 from tenfold.training.objectives import Distillation
 from tenfold.work import Work
 
+CONFIGS = {"distill": DistillConfig}
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -50,7 +52,11 @@ class Outputs:
 
 
 def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> None:
-    """Train a student on soft labels, or on the live teacher's view of the very same pixels."""
+    """Train a student on soft labels, or on the live teacher's view of the very same pixels.
+
+    Raises:
+        DataError: a classifier's classes, or what the soft labels were made for, are not the data set's.
+    """
     device = prepare(work.environment)
     seed, threads = config.seed or 0, work.environment.threads
     spec, evaluation = parse_spec(inputs.views), parse_spec(inputs.evaluation)
@@ -62,11 +68,11 @@ def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     teacher = None
     if config.targets == "live_teacher":
         teacher, known = load_classifier(inputs.teacher)
-        if known.classes != unlabelled.classes:
-            raise DataError(f"the teacher knows the classes {known.classes}, the data set {unlabelled.classes}")
+        _check_classes("teacher", known.classes, unlabelled.classes)
     torch.manual_seed(seed)
     if config.init == "finetuned":
         model, description = load_classifier(inputs.finetuned)
+        _check_classes("fine-tuned teacher", description.classes, unlabelled.classes)
         model.requires_grad_(True)
     else:
         description = Description(
@@ -92,6 +98,11 @@ def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     save(outputs.student, objective.result(), description)
     (outputs.student / "history.json").write_text(json.dumps(history))
     work.tracker.artifact(outputs.student, "student")
+
+
+def _check_classes(whose: str, known: list[str], expected: list[str]) -> None:
+    if known != expected:
+        raise DataError(f"the {whose} knows the classes {known}, the data set {expected}")
 
 
 def read_soft_labels(folder: Path, dataset: Dataset) -> Tensor:

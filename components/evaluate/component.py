@@ -14,14 +14,12 @@ def evaluate(
     import json
     from pathlib import Path
 
-    from tenfold.components.evaluate.stage import Inputs, Outputs, run
-    from tenfold.config import EvaluateConfig
     from tenfold.execution import execute
 
-    folders = [Path(a.path) for a in (views, encoder, baseline, finetuned, teacher, soft_labels, student)]
-    inputs = Inputs(dataset, evaluation_view, *folders)
-    outputs = Outputs(Path(evaluation.path), Path(report.path))
-    result = execute("evaluate", run, EvaluateConfig, config, inputs, outputs)
+    inputs = {"dataset": dataset, "evaluation": evaluation_view, "views": views.path, "encoder": encoder.path,
+              "baseline": baseline.path, "finetuned": finetuned.path, "teacher": teacher.path,
+              "soft_labels": soft_labels.path, "student": student.path}  # fmt: skip
+    result = execute("evaluate", config, inputs, {"evaluation": evaluation.path, "report": report.path})
     scores = result.student
     values = {
         "top1": scores.top1.value, "top1_low": scores.top1.low, "top1_high": scores.top1.high, "top5": scores.top5,

@@ -40,6 +40,9 @@ _GRAPH_IMAGES = 20_000
 _MISTAKES = 24
 
 
+CONFIGS = {"evaluate": EvaluateConfig}
+
+
 @dataclass(frozen=True)
 class Inputs:
     """``dataset``: its URI. ``evaluation``: the view of serving. ``views``: the augment stage's folder.

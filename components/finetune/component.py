@@ -8,26 +8,18 @@ def finetune(
     classifier: dsl.Output[dsl.Model],
 ):  # fmt: skip
     """Fine-tune the pretrained encoder on the labelled images, from the middle of its projection head."""
-    from pathlib import Path
-
-    from tenfold.components.finetune.stage import Inputs, Outputs, run
-    from tenfold.config import FinetuneConfig
     from tenfold.execution import execute
 
-    inputs = Inputs(dataset, views, evaluation, Path(encoder.path))
-    execute("finetune", run, FinetuneConfig, config, inputs, Outputs(Path(classifier.path)))
+    inputs = {"dataset": dataset, "views": views, "evaluation": evaluation, "encoder": encoder.path}
+    execute("finetune", config, inputs, {"classifier": classifier.path})
 
 
 def baseline(config: str, dataset: str, views: str, evaluation: str, classifier: dsl.Output[dsl.Model]):
     """Train the student's network on the labelled images alone."""
-    from pathlib import Path
-
-    from tenfold.components.finetune.stage import Inputs, Outputs, run
-    from tenfold.config import BaselineConfig
     from tenfold.execution import execute
 
-    inputs = Inputs(dataset, views, evaluation, None)
-    execute("baseline", run, BaselineConfig, config, inputs, Outputs(Path(classifier.path)))
+    inputs = {"dataset": dataset, "views": views, "evaluation": evaluation, "encoder": None}
+    execute("baseline", config, inputs, {"classifier": classifier.path}, room="finetune")
 
 
 def component(image: str):

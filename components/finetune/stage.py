@@ -21,6 +21,8 @@ from tenfold.training.loop import fit
 from tenfold.training.objectives import Supervised
 from tenfold.work import Work
 
+CONFIGS = {"finetune": FinetuneConfig, "baseline": BaselineConfig}
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -5,13 +5,9 @@ from kfp import dsl
 
 def pretrain(config: str, dataset: str, views: str, encoder: dsl.Output[dsl.Model]):
     """Pretrain encoder and projection head on all training images, without labels (SimCLR)."""
-    from pathlib import Path
-
-    from tenfold.components.pretrain.stage import Inputs, Outputs, run
-    from tenfold.config import PretrainConfig
     from tenfold.execution import execute
 
-    execute("pretrain", run, PretrainConfig, config, Inputs(dataset, views), Outputs(Path(encoder.path)))
+    execute("pretrain", config, {"dataset": dataset, "views": views}, {"encoder": encoder.path})
 
 
 def component(image: str):

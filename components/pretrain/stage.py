@@ -21,6 +21,8 @@ from tenfold.training.loop import fit
 from tenfold.training.objectives import Contrastive
 from tenfold.work import Work
 
+CONFIGS = {"pretrain": PretrainConfig}
+
 
 @dataclass(frozen=True)
 class Inputs:

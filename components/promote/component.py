@@ -10,16 +10,12 @@ def promote(
     report: dsl.Output[dsl.HTML], verdict: dsl.Output[dsl.Markdown],
 ) -> NamedTuple("Verdict", [("alias", str), ("version", str)]):  # fmt: skip
     """Register the student, and make it champion if it beats the present one on the same test images."""
-    from pathlib import Path
     from typing import NamedTuple
 
-    from tenfold.components.promote.stage import Inputs, Outputs, run
-    from tenfold.config import PromoteConfig
     from tenfold.execution import execute
 
-    inputs = Inputs(Path(student.path), Path(evaluation.path))
-    outputs = Outputs(Path(report.path), Path(verdict.path))
-    decided = execute("promote", run, PromoteConfig, config, inputs, outputs)
+    inputs = {"student": student.path, "evaluation": evaluation.path}
+    decided = execute("promote", config, inputs, {"report": report.path, "verdict": verdict.path})
     return NamedTuple("Verdict", [("alias", str), ("version", str)])(decided.alias, decided.version)
 
 

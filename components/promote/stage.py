@@ -22,6 +22,8 @@ from tenfold.storage import Store
 from tenfold.tracking import parent_run
 from tenfold.work import Work
 
+CONFIGS = {"promote": PromoteConfig}
+
 
 @dataclass(frozen=True)
 class Inputs:

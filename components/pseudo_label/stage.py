@@ -26,18 +26,22 @@ from tenfold.training.device import prepare
 from tenfold.training.soft_labels import balance, propagate, sharpen
 from tenfold.work import Work
 
+CONFIGS = {"pseudo_label": PseudoLabelConfig}
+
 
 @dataclass(frozen=True)
 class Inputs:
     """``dataset``: its URI. ``weak`` and ``evaluation``: the views. ``teacher``: the classifier.
 
-    ``encoder``: the pretrained one, whose features join the teacher's in the graph of ``propagate``.
+    ``finetuned``: the classifier before self-training, for ``teachers: both``. ``encoder``: the pretrained
+    one, whose features join the teacher's in the graph of ``propagate``.
     """
 
     dataset: str
     weak: str
     evaluation: str
     teacher: Path
+    finetuned: Path
     encoder: Path
 
 
@@ -51,36 +55,40 @@ class Outputs:
 def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work) -> None:
     """Write the teacher's soft labels of the ``unlabelled`` split, in the order of its shards.
 
-    The evaluation view's prediction is averaged with those of ``config.views`` weak views. Labelled images
-    take their true label. Then, as far as configured: spread over the graph of features, balanced to the
-    labelled prior, sharpened.
+    The evaluation view's prediction is averaged with those of ``config.views`` weak views, and sharpened.
+    Labelled images take their true label. As far as configured, the result is balanced to the labelled
+    prior, spread over the graph of features, sharpened, and balanced again.
     """
     device = prepare(work.environment)
     dataset = open_dataset(inputs.dataset)
     reader = SplitReader(dataset, "unlabelled", work.cache)
-    teacher, description = load_classifier(inputs.teacher)
-    if description.classes != reader.classes:
-        raise DataError(f"the teacher knows the classes {description.classes}, the data set {reader.classes}")
+    teachers = []
+    for folder in [inputs.teacher, inputs.finetuned] if config.teachers == "both" else [inputs.teacher]:
+        teacher, description = load_classifier(folder)
+        if description.classes != reader.classes:
+            raise DataError(f"the teacher knows the classes {description.classes}, the data set {reader.classes}")
+        teachers.append(teacher)
     pretrained, _ = load(inputs.encoder)
     encoder = pretrained.encoder if config.propagate is not None else None
     weak, evaluation = parse_spec(inputs.weak), parse_spec(inputs.evaluation)
     passes = [evaluation, *[weak] * config.views]
-    soft, features = _infer(teacher, encoder, reader, passes, config.seed or 0, device, work)
+    soft, features = _infer(teachers, encoder, reader, passes, config.seed or 0, device, work)
     labelled = SplitReader(dataset, "labelled", work.cache)
-    known, truth = (
-        dict(zip(labelled.keys, labelled.labels().tolist(), strict=True)),
-        np.eye(len(reader.classes)),
-    )
+    counts = np.bincount(labelled.labels(), minlength=len(reader.classes))
+    prior = counts / counts.sum()
+    soft = sharpen(soft, config.temperature)
+    if config.balance:
+        soft = balance(soft, prior)
+    known, truth = dict(zip(labelled.keys, labelled.labels().tolist(), strict=True)), np.eye(len(reader.classes))
     for number, key in enumerate(reader.keys):
         if key in known:
             soft[number] = truth[known[key]]
     if config.propagate is not None:
         graph = config.propagate
         soft = propagate(features, soft, graph.neighbours, graph.weight, graph.power)
-    if config.balance:
-        counts = np.bincount(labelled.labels(), minlength=len(reader.classes))
-        soft = balance(soft, counts / counts.sum())
-    soft = sharpen(soft, config.temperature)
+        soft = sharpen(soft, graph.temperature)
+        if config.balance:
+            soft = balance(soft, prior)
     _write(outputs.soft_labels, reader, soft, dataset.digest)
     confidence = soft.max(1)
     work.tracker.metrics(
@@ -92,16 +100,16 @@ def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work)
 
 @torch.no_grad()
 def _infer(
-    teacher: Classifier, encoder: ResNet | None, reader: SplitReader, passes: list[ViewSpec], seed: int,
+    teachers: list[Classifier],
+    encoder: ResNet | None, reader: SplitReader, passes: list[ViewSpec], seed: int,
     device: torch.device, work: Work,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
-    """Return the mean probabilities (N, C) over the passes and, with an encoder, the mean features (N, d).
+    """Return the mean probabilities (N, C) over teachers and passes and, with an encoder, the mean features (N, d).
 
-    Features are the teacher's encoder's and the pretrained encoder's, each of unit length.
+    Features are the first teacher's encoder's and the pretrained encoder's, each of unit length.
     """
-    teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if encoder is not None:
-        encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for network in [*teachers, *([encoder] if encoder is not None else [])]:
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     soft = np.zeros((len(reader), len(reader.classes)))
     features = np.zeros((len(reader), 2 * encoder.features if encoder is not None else 0))
     for number, spec in enumerate(passes):
@@ -109,9 +117,11 @@ def _infer(
         for batch in one_pass(reader, [spec], 256, seed + number, device, work.environment.threads):
             view = batch.views[0].contiguous(memory_format=torch.channels_last)
             rows = slice(start, start + len(view))
-            soft[rows] += torch.softmax(teacher(view), 1).double().cpu().numpy() / len(passes)
+            for teacher in teachers:
+                probabilities = torch.softmax(teacher(view), 1).double().cpu().numpy()
+                soft[rows] += probabilities / len(passes) / len(teachers)
             if encoder is not None:
-                both = [F.normalize(network(view)) for network in (teacher.encoder, encoder)]
+                both = [F.normalize(network(view)) for network in (teachers[0].encoder, encoder)]
                 features[rows] += torch.cat(both, 1).double().cpu().numpy()
             start += len(view)
             work.reporter.progress("labelling", number * len(reader) + start, len(passes) * len(reader), "views")

@@ -8,14 +8,10 @@ def self_train(
     better: dsl.Output[dsl.Model],
 ):  # fmt: skip
     """Let an EMA teacher label the unlabelled images for its own student (Semi-ViT)."""
-    from pathlib import Path
-
-    from tenfold.components.self_train.stage import Inputs, Outputs, run
-    from tenfold.config import SelfTrainConfig
     from tenfold.execution import execute
 
-    inputs = Inputs(dataset, weak, strong, Path(teacher.path))
-    execute("self_train", run, SelfTrainConfig, config, inputs, Outputs(Path(better.path)))
+    inputs = {"dataset": dataset, "weak": weak, "strong": strong, "teacher": teacher.path}
+    execute("self_train", config, inputs, {"teacher": better.path})
 
 
 def component(image: str):

@@ -22,6 +22,8 @@ from tenfold.training.loop import fit
 from tenfold.training.objectives import SelfTraining
 from tenfold.work import Work
 
+CONFIGS = {"self_train": SelfTrainConfig}
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -7,14 +7,11 @@ from kfp import dsl
 
 def shard(config: str, summary: dsl.Output[dsl.Artifact]) -> NamedTuple("Data", [("dataset", str)]):
     """Pack the images into verified WebDataset shards; the dataset URI ends in the manifest's sha256."""
-    from pathlib import Path
     from typing import NamedTuple
 
-    from tenfold.components.shard.stage import Inputs, Outputs, run
-    from tenfold.config import DataConfig
     from tenfold.execution import execute
 
-    uri = execute("shard", run, DataConfig, config, Inputs(), Outputs(Path(summary.path)))
+    uri = execute("shard", config, {}, {"summary": summary.path})
     return NamedTuple("Data", [("dataset", str)])(uri)
 
 

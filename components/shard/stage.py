@@ -11,6 +11,8 @@ from tenfold.data.build import build_dataset
 from tenfold.data.sources import open_source
 from tenfold.work import Work
 
+CONFIGS = {"shard": DataConfig}
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -252,15 +252,19 @@ class PropagateConfig(Section):
     neighbours: int = Field(10, ge=1)
     weight: float = Field(0.95, ge=0, lt=1, description="share that comes from the neighbours (alpha)")
     power: float = Field(3.0, ge=0, description="of the cosine similarity, as an edge's weight")
+    temperature: Positive = Field(1.0, description="of what the graph gives; below 1 makes it sharper")
 
 
 class PseudoLabelConfig(Section):
     """The teacher's soft labels for every training image."""
 
+    teachers: Literal["last", "both"] = Field(
+        "last", description="both: the mean of the fine-tuned and the self-trained teacher"
+    )
     views: int = Field(0, ge=0, le=64, description="weak views averaged beside the evaluation view")
-    propagate: PropagateConfig | None = None
+    temperature: Positive = Field(1.0, description="of the averaged prediction; below 1 makes it sharper")
     balance: bool = Field(False, description="scale the classes to the labelled prior (Sinkhorn)")
-    temperature: Positive = Field(1.0, description="below 1 makes the soft labels sharper")
+    propagate: PropagateConfig | None = None
     seed: int | None = Field(None, description="the run's seed unless set")
 
 

@@ -1,23 +1,25 @@
 """What is the same for every stage: configuration, work place, tracking, lineage, errors.
 
-A KFP component calls :func:`execute` with the stage's ``run`` and its typed inputs and outputs.
+A KFP component calls :func:`execute`, which loads the stage's module and calls its ``run``.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import psutil
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from tenfold import __version__
 from tenfold.data.manifest import dataset_digest
@@ -26,13 +28,10 @@ from tenfold.errors import ConfigError, DataError, TenfoldError, redact
 from tenfold.fingerprint import canonical_json, digest, fingerprint, source_digest
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
-from tenfold.tracking import NoTracker, Tracker, task_run
+from tenfold.tracking import NoTracker, QueuedTracker, Tracker, task_run
 from tenfold.work import Work
 
-C = TypeVar("C", bound=BaseModel)
-I = TypeVar("I")  # noqa: E741
-O = TypeVar("O")  # noqa: E741
-R = TypeVar("R")
+T = TypeVar("T")
 
 LINEAGE = "lineage.json"
 
@@ -110,49 +109,62 @@ class Attempt:
 
 
 def execute(
-    stage: str, run: Callable[[C, I, O, Work], R], config_type: type[C], config: str, inputs: I, outputs: O
-) -> R:
-    """Run a stage as a task of the pipeline.
+    task: str, config: str, inputs: Mapping[str, str | None], outputs: Mapping[str, str], *, room: str | None = None
+) -> Any:
+    """Run a stage as a task of the pipeline, and return what its ``run`` returns.
 
-    Reads the surroundings, opens the work place and the nested MLflow run, calls ``run``, checks that each
-    output was written, and leaves the lineage beside it.
+    Reads the surroundings, opens the work place, calls the stage, checks that each output was written, and
+    leaves the lineage beside it. The stage's module, and with it torch, is loaded inside its working time;
+    MLflow is loaded and spoken to by a thread beside it.
+
+    Args:
+        task: the task's name.
+        config: its canonical configuration string.
+        inputs: fields of the stage's ``Inputs``; artifacts by their local path.
+        outputs: fields of the stage's ``Outputs``, local paths all.
+        room: folder of the stage below ``components``, where it is not the task's name.
     """
-    assert is_dataclass(inputs)
-    assert is_dataclass(outputs)
-    with Attempt(stage) as attempt:
+    with Attempt(task) as attempt:
         environment = attempt.environment
+        attempt.tracker = tracker = QueuedTracker(partial(task_run, environment, task))
+        attempt.reporter.started()
+        start = time.monotonic()
+        module = importlib.import_module(f"tenfold.components.{room or task}.stage")
+        given, made = _typed(module.Inputs, inputs), _typed(module.Outputs, outputs)
         try:
-            parsed = config_type.model_validate_json(config)
+            parsed = module.CONFIGS[task].model_validate_json(config)
         except ValidationError as error:
-            raise ConfigError(f"the configuration string of {stage} does not fit this version: {error}") from None
-        code, names = code_digest(), identities(inputs)
-        name = fingerprint(stage, config, names, code)
-        attempt.tracker = tracker = task_run(environment, stage)
+            raise ConfigError(f"the configuration string of {task} does not fit this version: {error}") from None
+        code, names = code_digest(), identities(given)
+        name = fingerprint(task, config, names, code)
         tracker.tags(
             {"tenfold.fingerprint": name, "tenfold.code": code, "tenfold.version": __version__,
              "tenfold.config": config, "tenfold.inputs": canonical_json(names),
-             **({"tenfold.dataset": inputs.dataset} if hasattr(inputs, "dataset") else {})}
+             **({"tenfold.dataset": given.dataset} if hasattr(given, "dataset") else {})}
         )  # fmt: skip
         tracker.params(_flat(json.loads(config)))
-        work = Work(stage, name, open_store(environment.store), environment, attempt.reporter, tracker)
-        attempt.reporter.started()
-        start = time.monotonic()
-        result = run(parsed, inputs, outputs, work)
+        work = Work(task, name, open_store(environment.store), environment, attempt.reporter, tracker)
+        result = module.run(parsed, given, made, work)
         seconds = time.monotonic() - start
         tracker.metrics({"seconds": seconds})
+        tracker.tags({"tenfold.outputs": json.dumps(list(outputs.values()))})
         lineage = {
-            "stage": stage, "fingerprint": name, "run_id": environment.run_id, "mlflow_run_id": tracker.run_id,
+            "stage": task, "fingerprint": name, "run_id": environment.run_id, "mlflow_run_id": tracker.run_id,
             "code": code, "version": __version__, "config": json.loads(config), "seconds": seconds,
-            "dataset": getattr(inputs, "dataset", None), "inputs": _input_lineages(inputs),
+            "dataset": getattr(given, "dataset", None), "inputs": _input_lineages(given),
         }  # fmt: skip
-        _seal(outputs, lineage)
-        places = [str(getattr(outputs, item.name)) for item in fields(outputs)]
-        tracker.tags({"tenfold.outputs": json.dumps(places)})
+        _seal(made, lineage)
+        tracker.finish("FINISHED")
         for entry in list(work.store.list(work.own)):  # checkpoints have done their service
             work.store.delete(entry.key)
-        tracker.finish("FINISHED")
         attempt.reporter.finished(seconds)
         return result
+
+
+def _typed(kind: type[T], values: Mapping[str, str | None]) -> T:
+    """Return the dataclass ``kind`` with ``values``, those of its paths as paths."""
+    hints = get_type_hints(kind)
+    return kind(**{n: Path(v) if v is not None and hints[n] in (Path, Path | None) else v for n, v in values.items()})
 
 
 def _seal(outputs: Any, lineage: dict[str, Any]) -> None:

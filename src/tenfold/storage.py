@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -88,30 +90,17 @@ class FileStore:
         with self._errors(key):
             return self._path(key).read_bytes()
 
-    def _aside(self, path: Path, data: bytes) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        return Path(name)
-
     def write(self, key: str, data: bytes) -> None:
         """See :class:`Store`."""
         with self._errors(key):
             path = self._path(key)
-            self._aside(path, data).replace(path)
+            _aside(path, data).replace(path)
 
     def create(self, key: str, data: bytes) -> bool:
         """See :class:`Store`; the hard link makes one writer win."""
         with self._errors(key):
             path = self._path(key)
-            aside = self._aside(path, data)
+            aside = _aside(path, data)
             try:
                 path.hardlink_to(aside)
                 return True
@@ -164,6 +153,21 @@ class FileStore:
         return path
 
 
+def _aside(path: Path, data: bytes) -> Path:
+    """Write ``data`` whole into a hidden file beside ``path``; nothing is left of it where that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name)
+
+
 class S3Store:
     """A bucket and prefix as a store."""
 
@@ -177,7 +181,7 @@ class S3Store:
         """
         self.bucket, self.prefix = bucket, prefix.strip("/")
         self.uri = f"s3://{bucket}" + (f"/{self.prefix}" if self.prefix else "")
-        self._patient = patient
+        self._patient, self._attempts = patient, 6 if patient else 2
         self._client: Any = None
 
     @property
@@ -187,10 +191,13 @@ class S3Store:
             import boto3
             from botocore.config import Config
 
-            retries: Any = {"mode": "standard", "max_attempts": 6 if self._patient else 2}
+            retries: Any = {"mode": "standard", "total_max_attempts": self._attempts}
             connect, read = (10, 60) if self._patient else (1, 2)
             limits = Config(retries=retries, connect_timeout=connect, read_timeout=read, max_pool_connections=32)
-            self._client = boto3.client("s3", config=limits)
+            try:
+                self._client = boto3.client("s3", config=limits)
+            except ValueError as error:  # an endpoint that is no address
+                raise StorageError(f"{self.uri}: {redact(str(error))}; check AWS_ENDPOINT_URL") from None
         return self._client
 
     def _key(self, key: str) -> str:
@@ -217,14 +224,19 @@ class S3Store:
             raise StorageError(f"{where}: {_reachable(error)}") from error
 
     def read(self, key: str) -> bytes:
-        """See :class:`Store`; the body's length is checked against the header."""
+        """See :class:`Store`; what breaks off in the body is retried here, since boto3 retries the head alone."""
+        from botocore.exceptions import BotoCoreError
 
         def get() -> bytes:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key))
-            data: bytes = answer["Body"].read()
-            if len(data) != answer["ContentLength"]:
-                raise StorageError(f"{self.uri}/{key}: {len(data)} of {answer['ContentLength']} bytes came")
-            return data
+            for attempt in range(1, self._attempts + 1):
+                answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key))
+                try:
+                    return bytes(answer["Body"].read())
+                except BotoCoreError:  # cut short, reset, too slow, or another checksum
+                    if attempt == self._attempts:
+                        raise
+                    time.sleep(random.uniform(0, 0.5 * 2**attempt))  # noqa: S311
+            raise AssertionError
 
         data = self._call(key, get)
         assert data is not None
@@ -293,10 +305,11 @@ class S3Store:
         """See :class:`Store`; keys are content-addressed, so a file that is there already is kept."""
         path = folder / key.replace("/", "_")
         if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(path.suffix + f".{os.getpid()}.part")
-            aside.write_bytes(self.read(key))
-            aside.replace(path)
+            data = self.read(key)
+            try:
+                _aside(path, data).replace(path)
+            except OSError as error:
+                raise StorageError(f"{path}: {error.strerror or error}") from error
         return path
 
 

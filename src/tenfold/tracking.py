@@ -7,8 +7,10 @@ found by (run id, task) and adopted again on a retry. Addresses and credentials 
 from __future__ import annotations
 
 import os
+import queue
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,6 +117,70 @@ class MlflowTracker:
         self._flush()
         with _Explained("closing the MLflow run"):
             self.client.set_terminated(self.run_id, status)
+
+
+class QueuedTracker:
+    """A tracker whose calls return at once; a thread opens the run and sends them in order.
+
+    Importing MLflow and opening a run takes seconds, which pass while the stage loads and works. A failure
+    is raised by the next :meth:`finish`, or where :attr:`run_id` is asked for: what was computed by then is
+    in the stage's outputs and checkpoints.
+    """
+
+    def __init__(self, open_run: Callable[[], Tracker]) -> None:
+        self._open_run = open_run
+        self._calls: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        self._opened = threading.Event()
+        self._run_id: str | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._send, daemon=True, name="tracker")
+        self._thread.start()
+
+    def _send(self) -> None:
+        try:
+            tracker = self._open_run()
+            self._run_id = tracker.run_id
+            self._opened.set()
+            while (call := self._calls.get()) is not None:
+                call(tracker)
+        except Exception as error:  # raised again in the stage's own thread
+            self._error = error
+            self._opened.set()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run; waits until it is open."""
+        self._opened.wait()
+        self._raise()
+        return self._run_id
+
+    def tags(self, tags: Mapping[str, object]) -> None:
+        """See :class:`Tracker`."""
+        self._calls.put(lambda tracker: tracker.tags(tags))
+
+    def params(self, params: Mapping[str, object]) -> None:
+        """See :class:`Tracker`."""
+        self._calls.put(lambda tracker: tracker.params(params))
+
+    def metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """See :class:`Tracker`."""
+        self._calls.put(lambda tracker: tracker.metrics(metrics, step))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """See :class:`Tracker`; the file must stay as it is until :meth:`finish`."""
+        self._calls.put(lambda tracker: tracker.artifact(path, folder))
+
+    def finish(self, status: str) -> None:
+        """See :class:`Tracker`; waits until everything is sent."""
+        self._calls.put(lambda tracker: tracker.finish(status))
+        self._calls.put(None)
+        self._thread.join()
+        self._raise()
 
 
 class _Explained:

@@ -41,7 +41,7 @@ class Runs:
         self.config.write_text(TINY)
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("TENFOLD_", "MLFLOW_", "AWS_"))},
-            "TENFOLD_HOME": str(self.home), "TENFOLD_THREADS": "2", "TENFOLD_DEVICE": "cpu",
+            "TENFOLD_HOME": str(self.home), "TENFOLD_THREADS": "1", "TENFOLD_DEVICE": "cpu",
         }  # fmt: skip
 
     def call(self, command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -194,7 +194,7 @@ def _gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
     return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-LONG = ("--set", "pretrain.steps=300", "--set", "pretrain.seed=7")
+LONG = ("--set", "pretrain.steps=60", "--set", "pretrain.seed=7")
 
 
 def test_killed_in_pretraining_the_same_command_goes_on_from_the_checkpoint(runs: Runs) -> None:
@@ -213,7 +213,7 @@ def test_killed_in_pretraining_the_same_command_goes_on_from_the_checkpoint(runs
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_leave_no_child_running(runs: Runs, number: signal.Signals) -> None:
     run_id = f"stopped-{number.name}"
-    process = _start(runs, run_id, "--set", "pretrain.steps=300", "--set", f"pretrain.seed={50 + number}")
+    process = _start(runs, run_id, "--set", "pretrain.steps=60", "--set", f"pretrain.seed={50 + number}")
     _wait_for_checkpoint(runs, run_id, process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children

@@ -138,17 +138,31 @@ def _affine(image: Any, affine: AffineConfig, size: int) -> Any:
 
 
 def _jitter(image: Any, jitter: JitterConfig) -> Any:
-    def factor(strength: float) -> Any:
-        return _draw(max(1 - strength, 0), 1 + strength)
+    """Brightness, contrast about each channel's mean, saturation, hue; in this order, clipped after each.
 
+    SimCLR draws the order at random; torchvision takes the grey mean for contrast.
+    """
     if _coin(jitter.probability):
-        image = fn.color_twist(
-            image, brightness=factor(jitter.brightness), contrast=factor(jitter.contrast),
-            saturation=factor(jitter.saturation), hue=_draw(-360 * jitter.hue, 360 * jitter.hue),
-        )  # fmt: skip
+        if jitter.brightness > 0:
+            image = _clipped(image * _factor(jitter.brightness))
+        if jitter.contrast > 0:
+            mean = fn.reductions.mean(image, axis_names="HW", keep_dims=True)
+            image = _clipped((image - mean) * _factor(jitter.contrast) + mean)
+        if jitter.saturation > 0:
+            image = fn.hsv(image, saturation=_factor(jitter.saturation))
+        if jitter.hue > 0:
+            image = fn.hsv(image, hue=_draw(-360 * jitter.hue, 360 * jitter.hue))
     else:
         image = image
     return image
+
+
+def _factor(strength: float) -> Any:
+    return _draw(max(1 - strength, 0), 1 + strength)
+
+
+def _clipped(image: Any) -> Any:
+    return fn.cast(math.clamp(image + 0.5, 0.0, 255.0), dtype=types.UINT8)
 
 
 def _grayscale(image: Any, probability: float) -> Any:

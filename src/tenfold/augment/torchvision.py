@@ -39,6 +39,8 @@ class TorchvisionViews:
     def next(self) -> list[Tensor]:
         """Return the next batch's views."""
         columns: list[list[Tensor]] = [[] for _ in self._views]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # one small image at a time: more threads only wait for each other
         with torch.random.fork_rng(devices=[]):
             for position in range(self._position, self._position + self._batch_size):
                 pixels = decode(self._reader.image(self._order[position]).tobytes()).pixels
@@ -51,6 +53,7 @@ class TorchvisionViews:
                         column.append(evaluation_view(pixels, spec.evaluation, spec.image_size))
                     else:
                         column.append(transform(image))
+        torch.set_num_threads(threads)
         self._position += self._batch_size
         return [torch.stack(column) for column in columns]
 

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 import yaml
@@ -34,8 +34,13 @@ Preset = Annotated[str | None, typer.Option(help="Preset to start from; see `ten
 File = Annotated[Path | None, typer.Option("--config", help="YAML file; a key `preset` in it names its base.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One value, as section.key=value; may be repeated.")]
 
-console = Console()
-errors = Console(stderr=True)
+
+def _console(file: IO[str]) -> Console:
+    """Return a console that, where nobody watches, breaks no line that a program may read."""
+    return Console(file=file, width=None if file.isatty() else 140, soft_wrap=not file.isatty())
+
+
+console, errors = _console(sys.stdout), _console(sys.stderr)
 
 
 def _request(preset: str | None, file: Path | None, sets: list[str] | None) -> Request:
@@ -72,8 +77,7 @@ def run(
     from tenfold.pipelines.local import run_locally
 
     arguments = {"preset": request.preset, "overrides": request.overrides}
-    terminal = Console(file=sys.__stdout__)
-    with Display(folder / "events.jsonl", terminal):
+    with Display(folder / "events.jsonl", _console(sys.__stdout__ or sys.stdout)):
         run_locally(arguments, environment, cache=cache)
     from tenfold.storage import open_store
 
@@ -200,7 +204,7 @@ def predict(
         try:
             found: dict[str, Any] = vars(predictor([path.read_bytes()])[0])
         except TenfoldError as error:
-            errors.print(f"{path}: {error}", markup=False, highlight=False)
+            errors.print(f"{path}: {error}", markup=False, highlight=False, soft_wrap=True)
             failed = True
             continue
         if as_json:

@@ -49,8 +49,8 @@ def build_dataset(
 ) -> tuple[Dataset, bool]:
     """Shard ``source`` into ``store``.
 
-    Where the listing and configuration are those of an earlier call, nothing is read and that data set is
-    returned.
+    Where the listing and configuration are those of an earlier call, and its shards are still there, nothing
+    is read and that data set is returned.
 
     Args:
         source: the images.
@@ -70,7 +70,9 @@ def build_dataset(
     if store.exists(known):
         name = json.loads(store.read(known))["dataset"]
         if store.exists(manifest_key(name)):
-            return open_dataset(f"{store.uri}/datasets/{name}"), False
+            dataset = open_dataset(f"{store.uri}/datasets/{name}")
+            if _is_whole(dataset):
+                return dataset, False
     with tempfile.TemporaryFile() as spool:
         records, spans, quarantined = _check(source, annotations.images, config, spool, advance)
         bad = len(quarantined) / len(annotations.images)
@@ -97,6 +99,13 @@ def listing_digest(annotations: Annotations, config: DataConfig) -> str:
     images = [[a.entry.key, a.entry.size, a.entry.tag, a.label, a.split] for a in annotations.images]
     listed = None if annotations.listed is None else sorted(annotations.listed)
     return digest(canonical_json({"format": _FORMAT, "settings": settings, "images": images, "listed": listed}))
+
+
+def _is_whole(dataset: Dataset) -> bool:
+    """Tell whether all shards are still in the store."""
+    held = {entry.key for entry in dataset.store.list("shards/")}
+    shards = [shard.sha256 for split in dataset.manifest.splits.values() for shard in split.shards]
+    return all(f"shards/{name}.{suffix}" in held for name in shards for suffix in ("tar", "idx"))
 
 
 Span = tuple[int, int, str]

@@ -94,8 +94,8 @@ def dataset_digest(uri: str) -> str:
     Raises:
         DataError: the address does not end in one.
     """
-    name = uri.rstrip("/").rpartition("/")[2]
-    if len(name) != 64 or set(name) - set("0123456789abcdef"):
+    place, _, name = uri.rstrip("/").rpartition("/datasets/")
+    if not place or len(name) != 64 or set(name) - set("0123456789abcdef"):
         raise DataError(f"'{uri}' is no dataset URI; those end in /datasets/<sha256>")
     return name
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tenfold.data.manifest import Dataset, Shard, SplitName
 from tenfold.data.shards import Member, Sample, parse_index, parse_path
 from tenfold.errors import DataError
+from tenfold.storage import Store
 
 
 class SplitReader:
@@ -38,7 +39,7 @@ class SplitReader:
         self.classes = dataset.manifest.classes
         self.split = split
         self._cache = cache or Path(tempfile.gettempdir()) / f"tenfold-shards-{_user()}"
-        self._maps: list[mmap.mmap] = []
+        self._maps: list[mmap.mmap | bytes] = []
         self._members: list[tuple[int, Member]] = []
         self.shards = dataset.manifest.splits[split].shards
         for number, shard in enumerate(self.shards):
@@ -47,21 +48,29 @@ class SplitReader:
         self.keys = [member.key for _, member in self._members]
 
     def _open(self, dataset: Dataset, shard: Shard) -> list[Member]:
-        store = dataset.store
-        tar = store.fetch(f"shards/{shard.sha256}.tar", self._cache)
-        index = store.fetch(f"shards/{shard.sha256}.idx", self._cache).read_bytes()
-        with tar.open("rb") as file:
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        found = hashlib.sha256(view).hexdigest()
-        if len(view) != shard.size or found != shard.sha256:
-            raise DataError(
-                f"shard {store.uri}/shards/{shard.sha256}.tar is damaged: {len(view)} bytes with sha256 {found}, "
-                f"the manifest says {shard.size}; delete it and run the shard stage again"
-            )
-        if hashlib.sha256(index).hexdigest() != shard.index_sha256:
-            raise DataError(f"index {store.uri}/shards/{shard.sha256}.idx is damaged; delete it and shard again")
+        name = f"shards/{shard.sha256}"
+        view = self._map(dataset.store, f"{name}.tar", shard.sha256)
+        index = bytes(self._map(dataset.store, f"{name}.idx", shard.index_sha256))
         self._maps.append(view)
         return parse_index(index.decode(), shard)
+
+    def _map(self, store: Store, name: str, sha256: str) -> mmap.mmap | bytes:
+        """Return the verified bytes of ``name``; a copy that was damaged in the cache is fetched again once."""
+        for _ in range(2):
+            path = store.fetch(name, self._cache)
+            with path.open("rb") as file:
+                empty = path.stat().st_size == 0  # which cannot be mapped
+                view = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            found = hashlib.sha256(view).hexdigest()
+            if found == sha256:
+                return view
+            if path.parent != self._cache:
+                break
+            path.unlink(missing_ok=True)
+        raise DataError(
+            f"{store.uri}/{name} is damaged: {len(view)} bytes with sha256 {found}, the manifest says {sha256}; "
+            "delete it and run the shard stage again"
+        )
 
     def __len__(self) -> int:
         return len(self._members)

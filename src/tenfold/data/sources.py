@@ -69,8 +69,8 @@ class StoreSource:
         self.store, self.uri = store, store.uri
 
     def list(self) -> list[Entry]:
-        """See :class:`Source`."""
-        return sorted(self.store.list())
+        """See :class:`Source`; hidden files are passed over, as folders do it and S3 does not."""
+        return sorted(entry for entry in self.store.list() if "/." not in f"/{entry.key}")
 
     def read(self, path: str) -> bytes:
         """See :class:`Source`."""

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -72,7 +73,7 @@ def latest_checkpoint(work: Work) -> Checkpoint | None:
                 work.reporter.warn(f"the checkpoint {work.store.uri}/{folder} is damaged; trying the one before")
                 continue
             return Checkpoint(step, load(contents[0]), json.loads(contents[1]))
-        except (TenfoldError, KeyError, TypeError, ValueError) as error:
+        except (TenfoldError, SafetensorError, KeyError, TypeError, ValueError) as error:
             work.reporter.warn(f"the checkpoint {work.store.uri}/{folder} cannot be read ({error}); trying another")
     return None
 

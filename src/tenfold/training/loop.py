@@ -87,7 +87,7 @@ def fit(
         loss.backward()  # type: ignore[no-untyped-call]
         size = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not torch.isfinite(loss + size):
-            _stop(work, step, float(loss), float(size), batches)
+            _stop(work, step, float(loss.detach()), float(size), batches)
         optimizer.step()
         objective.after_step()
         window.append({"loss": loss.detach(), **figures, "gradient_norm": size})
