@@ -14,14 +14,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tenfold.errors import ConfigError, did_you_mean
 from tenfold.fingerprint import canonical_json
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Range = tuple[float, float]
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] <= value[1]:
+        raise ValueError("a range goes from low to high, and not below 0")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Seed = Annotated[int, Field(ge=0)]
+Name = Annotated[str, BeforeValidator(str), Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -39,7 +49,7 @@ class LabelsConfig(Section):
     per_class: int | None = Field(None, ge=1, description="labelled images of each class")
     fraction: float | None = Field(None, gt=0, le=1, description="labelled share of each class, at least one image")
     file: str | None = Field(None, description="text or CSV file of image paths, optionally with labels")
-    seed: int = Field(0, description="which images, with per_class or fraction")
+    seed: Seed = Field(0, description="which images, with per_class or fraction")
 
     @model_validator(mode="after")
     def _one_way(self) -> LabelsConfig:
@@ -52,7 +62,7 @@ class SplitConfig(Section):
     """How a test split is set apart when the source brings none."""
 
     test_fraction: float = Field(0.2, gt=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class DataConfig(Section):
@@ -65,6 +75,7 @@ class DataConfig(Section):
     shard_images: int = Field(4096, ge=1, description="a shard ends at this many images")
     shard_bytes: int = Field(256_000_000, ge=1, description="or at this many bytes, whichever comes first")
     max_bad_fraction: Probability = Field(0.05, description="share of unreadable images that stops the run")
+    allow_leaks: bool = Field(False, description="go on where the same image is for training and for testing")
     max_pixels: int = Field(64_000_000, ge=1, description="larger images are refused from their header")
 
 
@@ -182,7 +193,7 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
-    seed: int | None = Field(None, description="the run's seed unless set")
+    seed: Seed | None = Field(None, description="the run's seed unless set")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -265,7 +276,7 @@ class PseudoLabelConfig(Section):
     temperature: Positive = Field(1.0, description="of the averaged prediction; below 1 makes it sharper")
     balance: bool = Field(False, description="scale the classes to the labelled prior (Sinkhorn)")
     propagate: PropagateConfig | None = None
-    seed: int | None = Field(None, description="the run's seed unless set")
+    seed: Seed | None = Field(None, description="the run's seed unless set")
 
 
 class DistillConfig(TrainConfig):
@@ -290,21 +301,21 @@ class EvaluateConfig(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     neighbours: int = Field(10, ge=1, description="of the graphs for label spreading and propagation")
     inverse_regularization: Positive = Field(1.0, description="C of the logistic regressions")
-    seed: int | None = Field(None, description="the run's seed unless set")
+    seed: Seed | None = Field(None, description="the run's seed unless set")
 
 
 class PromoteConfig(Section):
     """The gate to the alias ``champion``."""
 
-    model: str = Field("tenfold-student", min_length=1, description="name in the MLflow registry")
+    model: Name = Field("tenfold-student", description="name in the MLflow registry")
     min_gain: float = Field(0.0, description="the challenger's top-1 must exceed the champion's by more than this")
 
 
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = Field("tenfold", min_length=1, description="shown in MLflow and in the report")
-    seed: int = Field(0, ge=0)
+    name: Name = Field("tenfold", description="shown in MLflow and in the report")
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -405,7 +416,7 @@ def compose(
     if file is not None:
         if not file.is_file():
             raise ConfigError(f"there is no configuration file {file}")
-        layers.append(_mapping(file.read_text(), str(file)))
+        layers.append(_mapping(_text(file), str(file)))
     if text.strip():
         layers.append(_mapping(text, "overrides"))
     for layer in layers:
@@ -439,6 +450,13 @@ def load_config(
         return RunConfig.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} cannot be read as UTF-8 text: {error}") from None
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenfold.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -46,7 +48,7 @@ class Environment:
         """Read the surroundings from ``os.environ``, with the defaults of a laptop."""
         get = os.environ.get
         home = Path(get("TENFOLD_HOME", ".tenfold")).absolute()
-        events, owner = get("TENFOLD_EVENTS"), get("TENFOLD_OWNER_PID")
+        events = get("TENFOLD_EVENTS")
         return cls(
             home=home,
             store=get("TENFOLD_STORE") or (home / "store").as_uri(),
@@ -54,10 +56,21 @@ class Environment:
             experiment=get("MLFLOW_EXPERIMENT_NAME") or "tenfold",
             run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
             device=get("TENFOLD_DEVICE") or "auto",
-            threads=int(get("TENFOLD_THREADS") or len(os.sched_getaffinity(0)))
-            if hasattr(os, "sched_getaffinity")
-            else int(get("TENFOLD_THREADS") or os.cpu_count() or 1),
-            checkpoint_seconds=float(get("TENFOLD_CHECKPOINT_SECONDS") or 60.0),
+            threads=max(1, int(_number("TENFOLD_THREADS", _cores()))),
+            checkpoint_seconds=_number("TENFOLD_CHECKPOINT_SECONDS", 60.0),
             events=Path(events) if events else None,
-            owner=int(owner) if owner else None,
+            owner=int(_number("TENFOLD_OWNER_PID", 0)) or None,
         )
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    try:
+        return float(text) if text else default
+    except ValueError:
+        raise ConfigError(f"{name} is '{text}', which is no number") from None
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -55,7 +55,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def redact(text: str) -> str:
     """Return ``text`` without user names and passwords in URLs and without secret keys."""
-    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
+    text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD",
                  "MLFLOW_TRACKING_TOKEN"):  # fmt: skip
         secret = os.environ.get(name)

@@ -129,6 +129,8 @@ def execute(
         attempt.tracker = tracker = QueuedTracker(partial(task_run, environment, task))
         attempt.reporter.started()
         start = time.monotonic()
+        # threads that wait by spinning take the cores from the data's threads, and from whatever else runs here
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         module = importlib.import_module(f"tenfold.components.{room or task}.stage")
         given, made = _typed(module.Inputs, inputs), _typed(module.Outputs, outputs)
         try:

@@ -162,6 +162,7 @@ def _aside(path: Path, data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp gives the owner alone; a shared store has other readers
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -82,7 +82,7 @@ def build_dataset(
                 f"{len(quarantined)} of {len(annotations.images)} images cannot be read, more than "
                 f"data.max_bad_fraction={config.max_bad_fraction}:\n{shown}"
             )
-        splits = make_splits(records, annotations.listed, config.split, config.labels)
+        splits = make_splits(records, annotations.listed, config.split, config.labels, allow_leaks=config.allow_leaks)
         manifest = _pack(splits, spans, quarantined, config, store, spool)
     dataset = publish(store, manifest)
     entries = [[a.entry.key, a.entry.size, a.entry.tag] for a in annotations.images]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from tenfold.errors import BadImageError
 
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of odd tags; what cannot be read is an error
 Image.MAX_IMAGE_PIXELS = None  # decode() has a limit of its own, checked from the header
 
 #: Told by content, whatever the file's name. Not all that Pillow knows: PostScript would start Ghostscript.

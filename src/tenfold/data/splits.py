@@ -48,25 +48,40 @@ def _draw(*parts: object) -> float:
 
 
 def make_splits(
-    records: Sequence[Record], listed: frozenset[str] | None, split: SplitConfig, labels: LabelsConfig
+    records: Sequence[Record],
+    listed: frozenset[str] | None,
+    split: SplitConfig,
+    labels: LabelsConfig,
+    *,
+    allow_leaks: bool = False,
 ) -> Splits:
     """Divide ``records``.
 
     An image that the source puts nowhere is a test image with probability ``split.test_fraction``, if it has
-    a label and if the source has no test images of its own.
+    a label, if no copy of it must be for training, and if the source has no test images of its own.
+
+    Args:
+        records: every readable image.
+        listed: paths that keep their labels; None: no list was given.
+        split: share and seed of the test split.
+        labels: which training images keep their labels.
+        allow_leaks: go on where the source puts the same image on both sides.
 
     Raises:
-        DataError: fewer than two classes, no test image, or a test class without a labelled image.
+        DataError: fewer than two classes, no test image, a test class without a labelled image, or a leak.
     """
     own_test = any(record.split == "test" for record in records)
+    bound = {r.content for r in records if r.split == "train" or r.label is None or (listed and r.path in listed)}
 
     def is_test(record: Record) -> bool:
-        if record.split or own_test or record.label is None or (listed and record.path in listed):
+        if record.split or own_test or record.content in bound:
             return record.split == "test"
         return _draw("test", split.seed, record.content) < split.test_fraction
 
     test = sorted((r for r in records if is_test(r)), key=lambda r: r.key)
     train = sorted((r for r in records if not is_test(r)), key=lambda r: r.key)
+    if not allow_leaks:
+        _refuse_leaks(train, test)
     labelled = sorted(_choose(train, listed, labels), key=lambda r: r.key)
     classes = sorted({r.label for r in labelled if r.label})
     if len(classes) < 2:
@@ -80,6 +95,17 @@ def make_splits(
     if foreign:
         raise DataError(f"the test split has classes that no labelled image shows: {', '.join(foreign[:10])}")
     return Splits(train, labelled, test, classes)
+
+
+def _refuse_leaks(train: Sequence[Record], test: Sequence[Record]) -> None:
+    by_content = {record.content: record.path for record in train}
+    pairs = [(by_content[r.content], r.path) for r in test if r.content in by_content]
+    if pairs:
+        shown = "\n".join(f"  {one} = {other}" for one, other in pairs[:10])
+        raise DataError(
+            f"{len(pairs)} test images are also training images, byte by byte; remove one of each pair, or set "
+            f"data.allow_leaks=true:\n{shown}"
+        )
 
 
 def _choose(train: Sequence[Record], listed: frozenset[str] | None, config: LabelsConfig) -> list[Record]:
