@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tenfold.components.preflight.stage import check
+from tenfold.config import DataConfig, RunConfig
+from tenfold.data.decode import decode
+from tenfold.data.sources import Annotations, annotate, open_source
+from tenfold.errors import DataError, StorageError
+
+
+def place(folder: Path, paths: Iterable[str]) -> None:
+    """Listing reads no image, so that empty files do."""
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
+
+
+def annotated(folder: Path, **config: object) -> Annotations:
+    return annotate(open_source(str(folder)), DataConfig.model_validate({"source": str(folder), **config}))
+
+
+def table(annotations: Annotations) -> dict[str, tuple[str | None, str | None]]:
+    return {image.entry.key: (image.label, image.split) for image in annotations.images}
+
+
+# --- layouts -------------------------------------------------------------------------------------------
+
+
+def test_a_folder_a_class(tmp_path: Path) -> None:
+    place(tmp_path, ["cat/1.jpg", "dog/deep/2.PNG", "loose.jpg", "cat/notes.txt", "README"])
+    assert table(annotated(tmp_path)) == {
+        "cat/1.jpg": ("cat", None),
+        "dog/deep/2.PNG": ("dog", None),
+        "loose.jpg": (None, None),
+    }
+
+
+def test_train_test_and_unlabelled_folders(tmp_path: Path) -> None:
+    place(tmp_path, ["train/cat/1.jpg", "train/2.jpg", "test/dog/3.jpg", "unlabelled/any/4.jpg", "unlabelled/5.jpg"])
+    assert table(annotated(tmp_path)) == {
+        "train/cat/1.jpg": ("cat", "train"),
+        "train/2.jpg": (None, "train"),
+        "test/dog/3.jpg": ("dog", "test"),
+        "unlabelled/any/4.jpg": (None, "train"),
+        "unlabelled/5.jpg": (None, "train"),
+    }
+
+
+def test_unlabeled_is_spelled_either_way(tmp_path: Path) -> None:
+    place(tmp_path, ["train/cat/1.jpg", "unlabeled/2.jpg"])
+    assert table(annotated(tmp_path))["unlabeled/2.jpg"] == (None, "train")
+
+
+def test_a_class_that_is_named_test_is_a_class_where_other_classes_lie_beside_it(tmp_path: Path) -> None:
+    place(tmp_path, ["test/1.jpg", "cat/2.jpg"])
+    assert table(annotated(tmp_path)) == {"test/1.jpg": ("test", None), "cat/2.jpg": ("cat", None)}
+
+
+def test_a_csv_says_class_and_split_and_leaves_out_what_it_does_not_name(tmp_path: Path) -> None:
+    place(tmp_path, ["a/1.jpg", "a/2.jpg", "a/3.jpg", "a/4.jpg"])
+    (tmp_path / "list.csv").write_bytes(
+        "\ufeffpath,label,split\na/2.jpg,dog,TEST\na/1.jpg, cat ,\na/3.jpg,,unlabelled\n".encode()
+    )
+    annotations = annotated(tmp_path, annotations="list.csv")
+    assert table(annotations) == {"a/1.jpg": ("cat", None), "a/2.jpg": ("dog", "test"), "a/3.jpg": (None, "train")}
+    assert [image.entry.key for image in annotations.images] == ["a/1.jpg", "a/2.jpg", "a/3.jpg"]
+
+
+def test_a_csv_needs_only_paths(tmp_path: Path) -> None:
+    place(tmp_path, ["a/1.jpg"])
+    (tmp_path / "list.csv").write_text("path\na/1.jpg\n")
+    assert table(annotated(tmp_path, annotations="list.csv")) == {"a/1.jpg": (None, None)}
+
+
+def test_digits_are_1797_images_of_ten_classes() -> None:
+    source = open_source("digits")
+    annotations = annotate(source, DataConfig())
+    assert len(annotations.images) == 1797
+    assert {image.label for image in annotations.images} == {str(digit) for digit in range(10)}
+    pixels = decode(source.read(annotations.images[0].entry.key)).pixels
+    assert pixels.shape == (8, 8, 3)
+    from sklearn.datasets import load_digits
+
+    np.testing.assert_array_equal(pixels[..., 0], np.rint(load_digits().images[0] * 255 / 16))
+
+
+# --- what is wrong with a source -----------------------------------------------------------------------
+
+
+def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
+    place(tmp_path, ["a.txt", "b.csv"])
+    with pytest.raises(DataError, match=r"no images among 2 files in file://.*expected \.jpg"):
+        annotated(tmp_path)
+    with pytest.raises(DataError, match=r"no images in file://"):
+        annotated(tmp_path / "absent")
+
+
+def test_a_file_name_that_is_no_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    place(tmp_path, ["cat/1.jpg"])
+    (tmp_path / "cat" / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 file names are no UTF-8; rename them: \['cat/.*ff\.jpg'\]"):
+        annotated(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\n", r"list\.csv has no column 'path' \(columns: file, label\)"),
+        ("", r"no column 'path' \(columns: none\)"),
+        ("path,lable\n", r"unknown column 'lable'; did you mean 'label'\?"),
+        ("path,split\na/1.jpg,train\na/2.jpg,valid\n", r"line 3: split 'valid' is not train, test or unlabelled"),
+        ("path\na/1.jpg\na/1.jpg\n", "names an image twice"),
+    ],
+)
+def test_a_csv_with_a_fault_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    place(tmp_path, ["a/1.jpg", "a/2.jpg"])
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        annotated(tmp_path, annotations="list.csv")
+
+
+def test_a_csv_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    place(tmp_path, ["a/1.jpg"])
+    (tmp_path / "list.csv").write_bytes(b"path\n\xff\xfe.jpg\n")
+    with pytest.raises(DataError, match=r"list\.csv is no UTF-8 text"):
+        annotated(tmp_path, annotations="list.csv")
+
+
+def test_a_csv_that_is_absent_is_named(tmp_path: Path) -> None:
+    place(tmp_path, ["a/1.jpg"])
+    with pytest.raises(StorageError, match=r"list\.csv is not there"):
+        annotated(tmp_path, annotations="list.csv")
+    with pytest.raises(DataError, match=r"digits has no file list\.csv"):
+        annotate(open_source("digits"), DataConfig(annotations="list.csv"))
+
+
+def test_a_csv_that_names_absent_images_gives_their_count_and_the_first_ten(tmp_path: Path) -> None:
+    place(tmp_path, ["a/1.jpg"])
+    (tmp_path / "list.csv").write_text("path\na/1.jpg\n" + "".join(f"gone/{n:02d}.jpg\n" for n in range(13)))
+    with pytest.raises(DataError) as caught:
+        annotated(tmp_path, annotations="list.csv")
+    lines = str(caught.value).splitlines()
+    assert "list.csv names 13 images that are not there" in lines[0]
+    assert [line.strip() for line in lines[1:]] == [*(f"gone/{n:02d}.jpg" for n in range(10)), "… and 3 more"]
+
+
+# --- the label list ------------------------------------------------------------------------------------
+
+
+def test_a_label_list_says_which_images_are_labelled(tmp_path: Path) -> None:
+    place(tmp_path / "images", ["cat/1.jpg", "cat/2.jpg", "loose.jpg"])
+    (tmp_path / "labels.csv").write_text("path,label\ncat/1.jpg\n\nloose.jpg,dog\n")
+    annotations = annotated(tmp_path / "images", labels={"file": str(tmp_path / "labels.csv")})
+    assert annotations.listed == {"cat/1.jpg", "loose.jpg"}
+    assert table(annotations) == {"cat/1.jpg": ("cat", None), "cat/2.jpg": ("cat", None), "loose.jpg": ("dog", None)}
+
+
+def test_a_label_list_may_be_plain_lines_and_relative_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place(tmp_path / "images", ["cat/1.jpg", "cat/2.jpg"])
+    Path("labels.txt").write_text("cat/2.jpg\n")
+    assert annotated(tmp_path / "images", labels={"file": "labels.txt"}).listed == {"cat/2.jpg"}
+
+
+def test_a_label_list_with_absent_images_gives_their_count_and_the_first_ten(tmp_path: Path) -> None:
+    place(tmp_path, ["cat/1.jpg"])
+    (tmp_path / "labels.txt").write_text("cat/1.jpg\n" + "".join(f"gone/{n:02d}.jpg\n" for n in range(13)))
+    with pytest.raises(DataError) as caught:
+        annotated(tmp_path, labels={"file": str(tmp_path / "labels.txt")})
+    lines = str(caught.value).splitlines()
+    assert "labels.txt names 13 images that are not there" in lines[0]
+    assert [line.strip() for line in lines[1:]] == [*(f"gone/{n:02d}.jpg" for n in range(10)), "… and 3 more"]
+
+
+def test_a_label_list_that_labels_nothing_is_refused(tmp_path: Path) -> None:
+    place(tmp_path, ["cat/1.jpg", "loose.jpg"])
+    (tmp_path / "empty.txt").write_text("path,label\n\n")
+    with pytest.raises(DataError, match=r"the label list .*empty\.txt is empty"):
+        annotated(tmp_path, labels={"file": str(tmp_path / "empty.txt")})
+    (tmp_path / "labels.txt").write_text("loose.jpg\n")
+    with pytest.raises(DataError, match=r"gives no label for 1 images: \['loose\.jpg'\]"):
+        annotated(tmp_path, labels={"file": str(tmp_path / "labels.txt")})
+
+
+def test_a_label_list_that_names_test_images_is_refused(tmp_path: Path) -> None:
+    place(tmp_path, ["train/cat/1.jpg", "test/cat/2.jpg"])
+    (tmp_path / "labels.txt").write_text("test/cat/2.jpg\n")
+    with pytest.raises(DataError, match=r"names 1 images of the test split: \['test/cat/2\.jpg'\]"):
+        annotated(tmp_path, labels={"file": str(tmp_path / "labels.txt")})
+
+
+def test_a_label_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    place(tmp_path, ["cat/1.jpg"])
+    (tmp_path / "labels.txt").write_bytes(b"cat/\xff.jpg\n")
+    with pytest.raises(DataError, match=r"labels\.txt is no UTF-8 text"):
+        annotated(tmp_path, labels={"file": str(tmp_path / "labels.txt")})
+
+
+def test_a_label_list_that_is_absent_is_named(tmp_path: Path) -> None:
+    place(tmp_path, ["cat/1.jpg"])
+    with pytest.raises(StorageError, match=r"labels\.txt is not there"):
+        annotated(tmp_path, labels={"file": str(tmp_path / "labels.txt")})
+
+
+# --- preflight -----------------------------------------------------------------------------------------
+
+
+def test_preflight_names_a_folder_that_is_absent(tmp_path: Path) -> None:
+    config = RunConfig(data=DataConfig(source=str(tmp_path / "absent")))
+    with pytest.raises(DataError, match=r"there is no folder .*absent; data\.source takes"):
+        check(config)
+
+
+def test_preflight_asks_for_two_classes(tmp_path: Path) -> None:
+    place(tmp_path, ["cat/1.jpg", "loose.jpg"])
+    with pytest.raises(DataError, match=r"shows 1 class\(es\) and at least two are needed"):
+        check(RunConfig(data=DataConfig(source=str(tmp_path))))
+    place(tmp_path, ["dog/1.jpg"])
+    assert len(check(RunConfig(data=DataConfig(source=str(tmp_path)))).images) == 3
