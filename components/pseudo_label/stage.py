@@ -19,6 +19,8 @@ from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.evaluation.figures import confidence_histogram
+from tenfold.evaluation.inference import evaluation_images
+from tenfold.evaluation.probes import unit_length
 from tenfold.models.heads import Classifier
 from tenfold.models.resnet import ResNet
 from tenfold.models.saved import load, load_classifier
@@ -85,6 +87,10 @@ def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work)
             soft[number] = truth[known[key]]
     if config.propagate is not None:
         graph = config.propagate
+        if graph.pixels > 0:
+            pixels = evaluation_images(reader, evaluation).flatten(1).double().numpy()
+            # the networks' features are sums over the passes
+            features = np.concatenate([features / len(passes), graph.pixels * unit_length(pixels)], axis=1)
         soft = propagate(features, soft, graph.neighbours, graph.weight, graph.power)
         soft = sharpen(soft, graph.temperature)
         if config.balance:

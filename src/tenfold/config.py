@@ -164,6 +164,10 @@ class ResNetConfig(Section):
     depth: Literal[10, 18, 34, 50, 101, 152, 200] = 18
     width: float = Field(1.0, gt=0, le=8, description="multiplier of the channel counts")
     small_images: bool = Field(True, description="3x3 stem with stride 1 and no max-pooling")
+    zero_gain: bool = Field(
+        True,
+        description="blocks start as the identity, as in the papers; a run of some hundred steps does better without",
+    )
 
 
 class HeadConfig(Section):
@@ -263,6 +267,7 @@ class PropagateConfig(Section):
     neighbours: int = Field(10, ge=1)
     weight: float = Field(0.95, ge=0, lt=1, description="share that comes from the neighbours (alpha)")
     power: float = Field(3.0, ge=0, description="of the cosine similarity, as an edge's weight")
+    pixels: float = Field(0.0, ge=0, description="length of the raw pixels' part of the features; networks have 1")
     temperature: Positive = Field(1.0, description="of what the graph gives; below 1 makes it sharper")
 
 

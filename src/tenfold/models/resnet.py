@@ -55,7 +55,7 @@ class SamePool(nn.Module):
 class Block(nn.Module):
     """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the channels at the end."""
 
-    def __init__(self, inputs: int, channels: int, stride: int, bottleneck: bool, project: bool) -> None:
+    def __init__(self, inputs: int, channels: int, stride: int, bottleneck: bool, project: bool, zero: bool) -> None:
         super().__init__()
         outputs = channels * 4 if bottleneck else channels
         self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs)) if project else nn.Identity()
@@ -64,12 +64,12 @@ class Block(nn.Module):
             self.body = nn.Sequential(
                 conv(inputs, channels, 1), norm(channels), relu,
                 conv(channels, channels, 3, stride), norm(channels), relu,
-                conv(channels, outputs, 1), norm(outputs, zero=True),
+                conv(channels, outputs, 1), norm(outputs, zero=zero),
             )  # fmt: skip
         else:
             self.body = nn.Sequential(
                 conv(inputs, channels, 3, stride), norm(channels), relu,
-                conv(channels, channels, 3), norm(channels, zero=True),
+                conv(channels, channels, 3), norm(channels, zero=zero),
             )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Images (N, 3, H, W) in [0, 1] to features (N, ``features``)."""
 
-    def __init__(self, depth: int = 18, width: float = 1.0, small_images: bool = True) -> None:
+    def __init__(self, depth: int = 18, width: float = 1.0, small_images: bool = True, zero_gain: bool = True) -> None:
         super().__init__()
         blocks, bottleneck = LAYOUTS[depth]
         stem = max(1, round(64 * width))
@@ -93,7 +93,7 @@ class ResNet(nn.Module):
             channels, layers = max(1, round(64 * 2**number * width)), []
             for position in range(count):
                 stride = 2 if number > 0 and position == 0 else 1
-                layers.append(Block(inputs, channels, stride, bottleneck, project=position == 0))
+                layers.append(Block(inputs, channels, stride, bottleneck, project=position == 0, zero=zero_gain))
                 inputs = channels * (4 if bottleneck else 1)
             groups.append(nn.Sequential(*layers))
         self.groups = nn.Sequential(*groups)

@@ -45,7 +45,7 @@ class Description(Section):
 
 def build_encoder(network: ResNetConfig) -> ResNet:
     """Return a fresh encoder."""
-    return ResNet(network.depth, network.width, network.small_images)
+    return ResNet(network.depth, network.width, network.small_images, network.zero_gain)
 
 
 def build(description: Description) -> SimCLRModel | Classifier:

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tenfold.augment.spec import ViewSpec
+from tenfold.config import EvalViewConfig, ResNetConfig
+from tenfold.data.decode import encode_png
+from tenfold.data.manifest import Dataset
+from tenfold.data.reader import SplitReader
+from tenfold.errors import BadImageError, DataError
+from tenfold.evaluation.inference import apply, evaluation_images, probabilities
+from tenfold.models.heads import Classifier
+from tenfold.models.saved import Description, build, load_classifier, save
+from tenfold.predictor import Predictor
+
+CLASSES = ["ant", "bee", "cat"]
+PROPORTION = 0.8
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    description = Description(
+        kind="classifier", network=ResNetConfig(depth=10, width=0.125), classes=CLASSES, image_size=16,
+        evaluation=EvalViewConfig(crop_proportion=PROPORTION),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build(description)
+    assert isinstance(model, Classifier)
+    nn.init.normal_(model.linear.weight)
+    folder = tmp_path / "student"
+    save(folder, model, description)
+    return folder
+
+
+def image(seed: int, size: tuple[int, int] = (20, 31)) -> bytes:
+    return encode_png(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def test_a_prediction_names_the_most_likely_class_and_the_probability_of_each(student: Path) -> None:
+    found = Predictor(student)([image(seed) for seed in range(5)])
+    assert len(found) == 5
+    for prediction in found:
+        assert list(prediction.probabilities) == CLASSES
+        assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert prediction.probability == max(prediction.probabilities.values())
+        assert prediction.probabilities[prediction.label] == prediction.probability
+    assert len({round(prediction.probability, 6) for prediction in found}) > 1
+
+
+def test_an_image_s_prediction_does_not_depend_on_the_others_beside_it(student: Path) -> None:
+    predict = Predictor(student)
+    together = predict([image(0), image(1, (40, 17)), image(2)])
+    alone = [predict([data])[0] for data in (image(0), image(1, (40, 17)), image(2))]
+    for a, b in zip(together, alone, strict=True):
+        assert a.label == b.label
+        assert a.probability == pytest.approx(b.probability, abs=1e-5)
+
+
+def test_no_image_gives_no_prediction(student: Path) -> None:
+    assert Predictor(student)([]) == []
+
+
+def test_serving_gives_the_probabilities_that_evaluation_measures(student: Path, digits: Dataset) -> None:
+    model, description = load_classifier(student)
+    reader = SplitReader(digits, "labelled")
+    spec = ViewSpec(backend="torchvision", image_size=16, evaluation=description.evaluation)
+    measured = apply(probabilities(model), evaluation_images(reader, spec), torch.device("cpu"), batch_size=7)
+    served = Predictor(student)([reader.image(number).tobytes() for number in range(len(reader))])
+    rows = [[p.probabilities[name] for name in CLASSES] for p in served]
+    np.testing.assert_allclose(rows, measured, atol=1e-5)
+
+
+def test_the_description_s_view_is_what_the_network_sees(student: Path) -> None:
+    pixels = np.full((40, 40, 3), 200, np.uint8)
+    bordered = pixels.copy()
+    bordered[[0, 1, 2, -1, -2, -3]] = 0  # outside the central 80%
+    predict = Predictor(student)
+    assert predict([encode_png(pixels)]) == predict([encode_png(bordered)])
+
+
+def test_a_jpeg_and_a_grey_png_are_read_too(student: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (30, 20), 90).save(buffer, format="JPEG", quality=100)
+    grey = encode_png(np.full((20, 30), 90, np.uint8))
+    a, b = Predictor(student)([buffer.getvalue(), grey])
+    assert a.label == b.label
+    assert a.probability == pytest.approx(b.probability, abs=0.01)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>no image</html>", image(0)[:60]])
+def test_what_is_no_image_is_refused(student: Path, data: bytes) -> None:
+    with pytest.raises(BadImageError):
+        Predictor(student)([image(0), data])
+
+
+def test_a_folder_without_a_student_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"model\.json is missing"):
+        Predictor(tmp_path)
