@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class TenfoldError(Exception):
@@ -45,6 +46,12 @@ class NonFiniteError(TenfoldError):
 
 class TrackingError(TenfoldError):
     """MLflow could not be reached or refused."""
+
+
+def first_fault(faults: list[Any]) -> str:
+    """Return the first of pydantic's faults (``error.errors()``) as one line: where, and what."""
+    where = ".".join(str(part) for part in faults[0]["loc"])
+    return f"{where}: {faults[0]['msg']}" if where else str(faults[0]["msg"])
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from tenfold import __version__
 from tenfold.data.manifest import dataset_digest
 from tenfold.environment import Environment
-from tenfold.errors import ConfigError, DataError, TenfoldError, redact
+from tenfold.errors import ConfigError, DataError, TenfoldError, first_fault, redact
 from tenfold.fingerprint import canonical_json, digest, fingerprint, source_digest
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
@@ -99,7 +99,8 @@ class Attempt:
             traceback.print_exception(error)
             message = f"defect: {type(error).__name__}: {message}"
         self.reporter.failed(message)
-        print(f"{self._stage}: {message}", file=sys.stderr)
+        if self.environment.events is not None:  # else the reporter has told it already
+            print(f"{self._stage}: {message}", file=sys.stderr)
         try:
             self.tracker.tags({"tenfold.error": message[:4000]})
             self.tracker.finish("FAILED")
@@ -136,7 +137,9 @@ def execute(
         try:
             parsed = module.CONFIGS[task].model_validate_json(config)
         except ValidationError as error:
-            raise ConfigError(f"the configuration string of {task} does not fit this version: {error}") from None
+            raise ConfigError(
+                f"the configuration string of {task} does not fit this version: {first_fault(error.errors())}"
+            ) from None
         code, names = code_digest(), identities(given)
         name = fingerprint(task, config, names, code)
         tracker.tags(

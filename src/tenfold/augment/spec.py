@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from tenfold.config import AugmentConfig, EvalViewConfig, Section, ViewConfig
-from tenfold.errors import ConfigError, DataError
+from tenfold.errors import ConfigError, DataError, first_fault
 from tenfold.fingerprint import canonical_json, digest
 
 Backend = Literal["dali", "torchvision"]
@@ -86,4 +86,6 @@ def parse_spec(text: str) -> ViewSpec:
     try:
         return ViewSpec.model_validate_json(text)
     except ValidationError as error:
-        raise DataError(f"the view specification cannot be read by this version: {error}") from None
+        raise DataError(
+            f"the view specification cannot be read by this version: {first_fault(error.errors())}"
+        ) from None

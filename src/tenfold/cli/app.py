@@ -19,7 +19,7 @@ from rich.table import Table
 
 from tenfold import __version__
 from tenfold.components.preflight.stage import Request, check
-from tenfold.config import RunConfig, preset_names
+from tenfold.config import PromoteConfig, RunConfig, preset_names
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError, TenfoldError, redact
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
+DEFAULT_MODEL = PromoteConfig().model
 Preset = Annotated[str | None, typer.Option(help="Preset to start from; see `tenfold config presets`.")]
 File = Annotated[Path | None, typer.Option("--config", help="YAML file; a key `preset` in it names its base.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One value, as section.key=value; may be repeated.")]
@@ -84,7 +85,8 @@ def run(
     store = open_store(environment.store)
     result = json.loads(store.read(f"runs/{run_id}/result.json"))
     (folder / "report.html").write_bytes(store.read(f"runs/{run_id}/report.html"))
-    options = "" if request.preset == "digits" else f" --model {result['verdict']['model']}"
+    model = result["verdict"]["model"]
+    options = "" if model == DEFAULT_MODEL else f" --model {model}"
     places = {
         "report": str(folder / "report.html"),
         "MLflow": f"mlflow ui --backend-store-uri {shlex.quote(environment.tracking_uri)}",
@@ -185,7 +187,7 @@ def doctor() -> None:
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    model: Annotated[str, typer.Option(help="Registered model: NAME, NAME@ALIAS or NAME/VERSION.")] = "tenfold-student",
+    model: Annotated[str, typer.Option(help="Registered model: NAME, NAME@ALIAS or NAME/VERSION.")] = DEFAULT_MODEL,
     student: Annotated[Path | None, typer.Option(help="Folder of a student, instead of a registered one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:

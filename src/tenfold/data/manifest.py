@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tenfold.errors import DataError
+from tenfold.errors import DataError, first_fault
 from tenfold.fingerprint import canonical_json, digest
 from tenfold.storage import Store, open_store
 
@@ -115,4 +115,6 @@ def open_dataset(uri: str) -> Dataset:
     try:
         return Dataset(store, name, Manifest.model_validate_json(data))
     except ValidationError as error:
-        raise DataError(f"the manifest at {uri} cannot be read by this version: {error}") from None
+        raise DataError(
+            f"the manifest at {uri} cannot be read by this version: {first_fault(error.errors())}"
+        ) from None

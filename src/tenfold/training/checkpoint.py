@@ -55,8 +55,9 @@ def _steps(work: Work, prefix: str) -> list[tuple[int, str]]:
     found = []
     for entry in work.store.list(prefix):
         folder, _, name = entry.key.rpartition("/")
-        if name == "complete.json" and "/checkpoints/" in entry.key:
-            found.append((int(folder.rpartition("/")[2]), folder + "/"))
+        step = folder.rpartition("/")[2]
+        if name == "complete.json" and "/checkpoints/" in entry.key and step.isdigit():
+            found.append((int(step), folder + "/"))
     return found
 
 
