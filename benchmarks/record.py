@@ -16,17 +16,19 @@ import psutil
 RESULTS = Path(__file__).parent / "results"
 
 
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write ``results/<name>.json`` and return its path."""
+def write_result(name: str, result: dict[str, Any], commit: str) -> Path:
+    """Write ``results/<name>.json`` and return its path; ``commit`` is the one at the benchmark's start."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    about = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "commit": _commit(),
+    about = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "commit": commit,
              "machine": _machine()}  # fmt: skip
     path.write_text(json.dumps({**about, **result}, indent=1) + "\n")
     return path
 
 
-def _commit() -> str:
+def current_commit() -> str:
+    """Return the commit that is checked out, and whether the code differs from it."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,10 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     dataset = open_dataset(inputs.dataset)
     spec = parse_spec(inputs.evaluation)
     readers = {name: SplitReader(dataset, name, work.cache) for name in dataset.manifest.splits}
-    images = {name: evaluation_images(reader, spec) for name, reader in readers.items()}
+    images = {
+        "labelled": evaluation_images(readers["labelled"], spec), "test": evaluation_images(readers["test"], spec),
+        "unlabelled": evaluation_images(readers["unlabelled"], spec, _without_labels(readers)[:_GRAPH_IMAGES]),
+    }  # fmt: skip
     known, truth = readers["labelled"].labels(), readers["test"].labels()
     rungs = _probe_rungs(config, images, known, inputs, device, work)
     rungs += _network_rungs(images["test"], inputs, dataset, device)
@@ -156,6 +159,12 @@ def test_split_name(dataset: Dataset, spec: ViewSpec) -> str:
     return digest(json.dumps([shards, dataset.manifest.classes, spec.evaluation and spec.evaluation.model_dump()]))
 
 
+def _without_labels(readers: Mapping[Any, SplitReader]) -> list[int]:
+    """Return the numbers of the unlabelled split's samples that are not among the labelled ones."""
+    labelled = set(readers["labelled"].keys)
+    return [number for number, key in enumerate(readers["unlabelled"].keys) if key not in labelled]
+
+
 def _probe_rungs(
     config: EvaluateConfig, images: dict[Any, torch.Tensor], known: NDArray[np.int64], inputs: Inputs,
     device: torch.device, work: Work,
@@ -172,10 +181,7 @@ def _probe_rungs(
     rungs = []
     for number, (kind, (function, where, cost)) in enumerate(kinds.items()):
         work.reporter.progress("probing", number, 2, "probes")
-        features = {
-            name: apply(function, part[:_GRAPH_IMAGES] if name == "unlabelled" else part, device)
-            for name, part in images.items()
-        }
+        features = {name: apply(function, part, device) for name, part in images.items()}
         start = time.monotonic()
         predicted = logistic_regression(
             features["labelled"], known, features["test"], classes, config.inverse_regularization

@@ -13,6 +13,7 @@ import tenfold
 
 #: What decides results is code; documents and compiled pipelines do not.
 _SOURCE_SUFFIXES = {".py", ".yaml", ".j2"}
+_NO_CODE = {"compiled", "presets"}
 
 
 def canonical_json(value: Any) -> str:
@@ -47,9 +48,8 @@ def source_digest() -> str:
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             real = path.resolve()
-            if path.suffix not in _SOURCE_SUFFIXES or real in seen or "compiled" in path.parts:
-                continue
-            if "presets" in path.parts:  # a preset acts through the resolved configuration alone
+            # a preset acts through the resolved configuration alone
+            if path.suffix not in _SOURCE_SUFFIXES or real in seen or _NO_CODE & {*path.relative_to(root).parts}:
                 continue
             seen.add(real)
             hasher.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

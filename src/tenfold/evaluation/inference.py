@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from tenfold.data.reader import SplitReader
 Floats = NDArray[np.float64]
 
 
-def evaluation_images(reader: SplitReader, spec: ViewSpec) -> Tensor:
-    """Return the evaluation view of every image (N, 3, side, side), made exactly as serving makes it."""
+def evaluation_images(reader: SplitReader, spec: ViewSpec, numbers: Sequence[int] | None = None) -> Tensor:
+    """Return the evaluation view (N, 3, side, side) of the samples ``numbers``, or of all, as serving makes it."""
     config = spec.evaluation or EvalViewConfig()
     return torch.stack(
         [
             evaluation_view(decode(reader.image(number).tobytes()).pixels, config, spec.image_size)
-            for number in range(len(reader))
+            for number in (range(len(reader)) if numbers is None else numbers)
         ]
     )
 
