@@ -38,7 +38,7 @@ TEST_SHARE = 0.3
 
 
 def settings_name(extra: list[str]) -> str:
-    """Return a name for the code, the preset and the settings, so that no repeat of others is taken for one of these."""
+    """Return a name for code, preset and settings, so that no repeat of others is taken for one of these."""
     preset = json.dumps(load_preset("digits"), sort_keys=True)
     return digest(source_digest() + preset + "\0".join(extra))[:12]
 

@@ -19,6 +19,7 @@ from tenfold.environment import Environment
 from tenfold.errors import TenfoldError
 from tenfold.fingerprint import source_digest
 from tenfold.pipelines.semi_supervised import Images, build
+from tenfold.tracking import close_runs
 
 
 class PipelineError(TenfoldError):
@@ -59,8 +60,14 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
             pipeline = build(local_images())
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 pipeline(**arguments)
-    except RuntimeError as error:
-        raise PipelineError(failure(folder / "events.jsonl") or f"{error}; see {folder / 'pipeline.log'}") from None
+    except BaseException as error:
+        end_children()
+        with contextlib.suppress(TenfoldError):  # the stage's own error is the one to tell
+            close_runs(environment, "FAILED" if isinstance(error, Exception) else "KILLED")
+        if isinstance(error, RuntimeError):
+            told = failure(folder / "events.jsonl") or f"{error}; see {folder / 'pipeline.log'}"
+            raise PipelineError(told) from None
+        raise
     finally:
         end_children()
         shutil.rmtree(temporary, ignore_errors=True)

@@ -15,8 +15,7 @@ from tenfold.data.build import listing_digest
 from tenfold.data.manifest import manifest_key
 from tenfold.data.sources import Annotations
 from tenfold.environment import Environment
-from tenfold.execution import code_digest
-from tenfold.fingerprint import digest, fingerprint
+from tenfold.fingerprint import digest, fingerprint, source_digest
 from tenfold.storage import open_store
 from tenfold.tracking import latest_tasks
 
@@ -57,7 +56,7 @@ def wiring(config: RunConfig, dataset: str | None) -> dict[str, dict[str, str]]:
 
 def make_plan(config: RunConfig, annotations: Annotations, environment: Environment) -> list[Step]:
     """Predict every stage of a run with ``config``."""
-    strings, code = config.stage_strings(), code_digest()
+    strings, code = config.stage_strings(), source_digest()
     earlier = latest_tasks(environment)
     dataset = known_dataset(config, annotations, environment)
     steps = [Step("preflight", False, "always: it looks at the outside world", "")]

@@ -21,6 +21,7 @@ from tenfold.components.promote.component import component as promote_component
 from tenfold.components.pseudo_label.component import component as pseudo_label_component
 from tenfold.components.self_train.component import component as self_train_component
 from tenfold.components.shard.component import component as shard_component
+from tenfold.pipelines.cluster import placed
 
 #: Tasks whose result depends on the outside world, so that a cached one could be stale.
 UNCACHED = ("preflight", "shard", "promote")
@@ -36,12 +37,12 @@ class Images:
 
 def build(images: Images):
     """Return the pipeline with its components bound to ``images``."""
-    preflight, shard = preflight_component(images.cpu), shard_component(images.cpu)
-    augment, pretrain = augment_component(images.gpu), pretrain_component(images.gpu)
-    baseline, finetune = baseline_component(images.gpu), finetune_component(images.gpu)
-    self_train = self_train_component(images.gpu)
-    pseudo_label, distill = pseudo_label_component(images.gpu), distill_component(images.gpu)
-    evaluate, promote = evaluate_component(images.gpu), promote_component(images.cpu)
+    preflight, shard = placed(preflight_component(images.cpu)), placed(shard_component(images.cpu))
+    augment, pretrain = placed(augment_component(images.gpu)), placed(pretrain_component(images.gpu))
+    baseline, finetune = placed(baseline_component(images.gpu)), placed(finetune_component(images.gpu))
+    self_train, pseudo_label = placed(self_train_component(images.gpu)), placed(pseudo_label_component(images.gpu))
+    distill, evaluate = placed(distill_component(images.gpu)), placed(evaluate_component(images.gpu))
+    promote = placed(promote_component(images.cpu))
 
     @dsl.pipeline(
         name="tenfold-semi-supervised",

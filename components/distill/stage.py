@@ -80,10 +80,10 @@ def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
             evaluation=evaluation.evaluation,
         )  # fmt: skip
         model = cast(Classifier, build(description))
-    batch = min(config.batch_size, len(unlabelled))
-    streams = {"unlabelled": partial(ViewStream, unlabelled, [spec], batch, seed, device, threads)}
+    config = config.cut(len(unlabelled))
+    streams = {"unlabelled": partial(ViewStream, unlabelled, [spec], config.batch_size, seed, device, threads)}
     if config.alpha < 1:
-        few = min(64, batch)
+        few = min(64, config.batch_size)
         streams["labelled"] = partial(ViewStream, labelled, [spec], few, seed + 1, device, threads)
     objective = Distillation(
         model,

@@ -125,13 +125,14 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     student = rungs[-1].probabilities
     model, description = load_classifier(inputs.student)
     evaluation: dict[str, Any] = {
-        "name": work.environment.experiment, "run_id": work.environment.run_id, "dataset": inputs.dataset,
+        "name": run_name(work), "run_id": work.environment.run_id, "dataset": inputs.dataset,
         "classes": classes, "test_images": len(truth), "confidence": config.confidence, "rungs": table,
         "student": {"network": description.network.model_dump(), "parameters": count_parameters(model),
                     "image_size": description.image_size},
         "counts": {name: split.count for name, split in dataset.manifest.splits.items()},
         "labelled": dataset.manifest.splits["labelled"].class_counts,
         "quarantined": [q.model_dump() for q in dataset.manifest.quarantined],
+        "leaks": dataset.manifest.leaks,
         "curves": _curves(inputs), "stages": _stages(inputs),
         "pictures": {"views": _picture(inputs.views / "preview.png"),
                      "confidence": _picture(inputs.soft_labels / "confidence.png")},
@@ -233,8 +234,16 @@ def _stage(folder: Path) -> str:
     return str(read_lineage(folder)["stage"])
 
 
+def run_name(work: Work) -> str:
+    """Return the run's name as preflight wrote it; the experiment's where the stage is called by itself."""
+    key = f"runs/{work.environment.run_id}/config.json"
+    return str(json.loads(work.store.read(key))["name"]) if work.store.exists(key) else work.environment.experiment
+
+
 def _curves(inputs: Inputs) -> dict[str, Any]:
-    folders = [inputs.encoder, inputs.baseline, inputs.finetuned, inputs.teacher, inputs.student]
+    folders = [inputs.encoder, inputs.baseline, inputs.finetuned, inputs.student]
+    if read_lineage(inputs.teacher)["config"]["enabled"]:
+        folders.insert(3, inputs.teacher)
     return {_stage(folder): json.loads((folder / "history.json").read_text()) for folder in folders}
 
 

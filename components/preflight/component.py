@@ -40,6 +40,7 @@ def preflight(
     ],
 ):  # fmt: skip
     """Resolve the configuration, check the surroundings, and give each stage its canonical string."""
+    import time
     from pathlib import Path
     from typing import NamedTuple
 
@@ -62,12 +63,13 @@ def preflight(
     }  # fmt: skip
     with Attempt("preflight") as attempt:
         attempt.reporter.started()
+        start = time.monotonic()
         config, _ = run(Request(preset, overrides, values), attempt.environment)
         attempt.tracker = task_run(attempt.environment, "preflight")
         write_resolved(config, Path(resolved.path))
         attempt.tracker.artifact(Path(resolved.path))
         attempt.tracker.finish("FINISHED")
-        attempt.reporter.finished(0.0)
+        attempt.reporter.finished(time.monotonic() - start)
         strings = config.stage_strings()
         return NamedTuple("Strings", [(stage, str) for stage in STAGES])(*(strings[stage] for stage in STAGES))
 

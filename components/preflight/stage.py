@@ -11,7 +11,7 @@ from tenfold.config import RunConfig, load_config
 from tenfold.data.sources import Annotations, annotate, open_source
 from tenfold.environment import Environment
 from tenfold.errors import DataError
-from tenfold.storage import free_bytes, open_store
+from tenfold.storage import FileStore, free_bytes, open_store
 from tenfold.tracking import parent_run
 
 
@@ -71,8 +71,10 @@ def run(request: Request, environment: Environment) -> tuple[RunConfig, Annotati
     annotations = check(config)
     store = open_store(environment.store, patient=False)
     store.write(f"runs/{environment.run_id}/config.json", config.model_dump_json(indent=1).encode())
-    if store.uri.startswith("file:") and free_bytes(environment.home) < 200_000_000:
-        raise DataError(f"less than 200 MB are free below {environment.home}")
+    places = [environment.home, *([store.root] if isinstance(store, FileStore) else [])]
+    for place in places:
+        if free_bytes(place) < 200_000_000:
+            raise DataError(f"less than 200 MB are free on the disk of {place}")
     parent = parent_run(environment, config.name, patient=False)
     parent.tags({"tenfold.config": json.dumps(config.model_dump())[:7900], "tenfold.source": config.data.source})
     parent.params({"name": config.name, "source": config.data.source, "seed": config.seed})

@@ -49,8 +49,8 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     description = Description(kind="simclr", network=config.network, head=config.head, image_size=spec.image_size)
     model = build(description)
     assert isinstance(model, SimCLRModel)
-    batch = min(config.batch_size, len(reader))
-    stream = partial(ViewStream, reader, [spec, spec], batch, seed, device, work.environment.threads)
+    config = config.cut(len(reader))
+    stream = partial(ViewStream, reader, [spec, spec], config.batch_size, seed, device, work.environment.threads)
     history = fit(
         Contrastive(model, config.temperature),
         {"train": stream},

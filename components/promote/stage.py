@@ -140,7 +140,7 @@ def _record(verdict: Verdict, evaluation: dict[str, Any], inputs: Inputs, output
 
 
 def _brief(evaluation: dict[str, Any]) -> dict[str, Any]:
-    kept = ("dataset", "classes", "test_images", "confidence", "counts", "stages", "quarantined")
+    kept = ("dataset", "classes", "test_images", "confidence", "counts", "stages", "quarantined", "leaks")
     rungs = [
         {
             "id": r["id"],

@@ -73,7 +73,7 @@ def run(config: SelfTrainConfig, inputs: Inputs, outputs: Outputs, work: Work) -
         model, torch.from_numpy(labelled.labels()), len(labelled.classes), config.threshold,
         config.unlabelled_weight, config.average, alignment=config.align,
     )  # fmt: skip
-    history = fit(objective, streams, config, config.length(len(unlabelled)), device, work)
+    history = fit(objective, streams, config, config.length(len(unlabelled), more), device, work)
     if history and history[-1]["confident_share"] == 0:
         work.reporter.warn(f"no pseudo-label reached the threshold {config.threshold} at the end of training")
     save(outputs.teacher, objective.result(), description)

@@ -36,6 +36,10 @@ def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> str
     manifest = dataset.manifest
     if not fresh:
         work.reporter.note("the source is unchanged: its shards are reused")
+    wanted = config.labels.per_class
+    short = [n for n, k in manifest.splits["labelled"].class_counts.items() if wanted is not None and k < wanted]
+    if short:
+        work.reporter.warn(f"fewer than {wanted} labelled images of {', '.join(short[:10])}: the sources have no more")
     counts = {name: split.count for name, split in manifest.splits.items()}
     work.tracker.metrics({f"images_{name}": count for name, count in counts.items()})
     work.tracker.metrics({"quarantined": len(manifest.quarantined)})

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -205,12 +205,16 @@ class TrainConfig(Section):
             raise ValueError("give one of steps and epochs")
         return self
 
-    def length(self, images: int) -> int:
-        """Return the number of steps, for a data set of ``images``."""
+    def cut(self, images: int) -> Self:
+        """Return the same with a batch no larger than ``images``, so that no batch holds an image twice."""
+        return self.model_copy(update={"batch_size": max(2, min(self.batch_size, images))})
+
+    def length(self, images: int, batch_size: int | None = None) -> int:
+        """Return the number of steps over ``images``, of which each step takes ``batch_size`` (default: the batch)."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
-        return max(1, round(self.epochs * images / self.batch_size))
+        return max(1, round(self.epochs * images / (batch_size or self.batch_size)))
 
 
 class PretrainConfig(TrainConfig):
@@ -342,6 +346,8 @@ class RunConfig(Section):
             section = getattr(self, SECTIONS[name])
             if "seed" in type(section).model_fields and section.seed is None:
                 update[SECTIONS[name]] = section.model_copy(update={"seed": self.seed})
+        if not self.self_train.enabled:  # then nothing else of it decides anything
+            update["self_train"] = SelfTrainConfig(enabled=False, seed=0)
         update["baseline"] = update.get("baseline", self.baseline).model_copy(update=self._student())
         return self.model_copy(update=update)
 
@@ -354,6 +360,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
+        if self.baseline.network or self.baseline.head or self.baseline.from_head_layer:
+            raise ValueError("the baseline has the student's network; set distill.network instead")
         if self.distill.init == "finetuned" and self.distill.network != self.pretrain.network:
             raise ValueError("distill.init is finetuned, so distill.network must equal pretrain.network")
         if self.finetune.from_head_layer > self.pretrain.head.layers:

@@ -5,6 +5,7 @@ A KFP component calls :func:`execute`, which loads the stage's module and calls 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -34,11 +35,6 @@ from tenfold.work import Work
 T = TypeVar("T")
 
 LINEAGE = "lineage.json"
-
-
-def code_digest() -> str:
-    """Return what names the code: the image's digest where the pod knows it, else the source's."""
-    return os.environ.get("TENFOLD_IMAGE_DIGEST") or source_digest()
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:
@@ -95,7 +91,9 @@ class Attempt:
         if not isinstance(error, Exception):
             return
         message = redact(str(error))
-        if not isinstance(error, TenfoldError):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            message = f"{error.filename}: {error.strerror}"
+        elif not isinstance(error, TenfoldError):
             traceback.print_exception(error)
             message = f"defect: {type(error).__name__}: {message}"
         self.reporter.failed(message)
@@ -140,7 +138,7 @@ def execute(
             raise ConfigError(
                 f"the configuration string of {task} does not fit this version: {first_fault(error.errors())}"
             ) from None
-        code, names = code_digest(), identities(given)
+        code, names = source_digest(), identities(given)
         name = fingerprint(task, config, names, code)
         tracker.tags(
             {"tenfold.fingerprint": name, "tenfold.code": code, "tenfold.version": __version__,
@@ -150,7 +148,7 @@ def execute(
         tracker.params(_flat(json.loads(config)))
         work = Work(task, name, open_store(environment.store), environment, attempt.reporter, tracker)
         result = module.run(parsed, given, made, work)
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - start + sum(work.spent)
         tracker.metrics({"seconds": seconds})
         tracker.tags({"tenfold.outputs": json.dumps(list(outputs.values()))})
         lineage = {
@@ -160,7 +158,7 @@ def execute(
         }  # fmt: skip
         _seal(made, lineage)
         tracker.finish("FINISHED")
-        for entry in list(work.store.list(work.own)):  # checkpoints have done their service
+        for entry in list(work.store.list(work.shared)):  # all attempts' checkpoints have done their service
             work.store.delete(entry.key)
         attempt.reporter.finished(seconds)
         return result

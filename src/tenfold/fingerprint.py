@@ -39,6 +39,12 @@ def fingerprint(stage: str, config: str, inputs: Mapping[str, str | None], code:
 
 
 @cache
+def folder_digest(folder: Path) -> str:
+    """Return the digest of the Python files in ``folder``."""
+    return digest("".join(f"{path.name}\0{digest(path.read_bytes())}\0" for path in sorted(folder.glob("*.py"))))
+
+
+@cache
 def source_digest() -> str:
     """Return the digest of the installed tenfold source, links followed, compiled pipelines left out."""
     root = Path(tenfold.__file__).parent

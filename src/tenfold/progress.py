@@ -56,10 +56,10 @@ class Reporter:
         self.event("started")
         self._line(f"{self.stage}: started")
 
-    def finished(self, seconds: float, summary: str = "") -> None:
+    def finished(self, seconds: float) -> None:
         """Say that it is done, after ``seconds`` of work."""
-        self.event("finished", seconds=seconds, summary=summary)
-        self._line(f"{self.stage}: done in {clock(seconds)}{'; ' + summary if summary else ''}")
+        self.event("finished", seconds=seconds)
+        self._line(f"{self.stage}: done in {clock(seconds)}")
 
     def failed(self, message: str) -> None:
         """Say why it stopped."""

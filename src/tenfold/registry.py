@@ -50,7 +50,13 @@ def decide(challenger: float, champion: float | None, min_gain: float, *, exists
     if not exists:
         return Decision(True, ["there is no champion yet"])
     if champion is None:
-        return Decision(False, ["the champion was measured on another test split, so the two cannot be compared"])
+        return Decision(
+            False,
+            [
+                "the champion was never measured on these test images, so the two cannot be compared; to replace it "
+                "all the same, set the alias champion to this version in MLflow"
+            ],
+        )
     if not math.isfinite(champion):
         return Decision(False, [f"the champion's top-1 is {champion}: not a number that can be compared"])
     gain = challenger - champion

@@ -118,7 +118,12 @@ class FileStore:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See :class:`Store`; names that start with a dot are passed over."""
         folder = self._path(prefix.rpartition("/")[0])
-        for parent, folders, files in os.walk(folder, followlinks=True):
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # gone since its name was read
+                raise StorageError(f"{error.filename}: {error.strerror}") from error
+
+        for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
             here = Path(parent).resolve()
             folders[:] = [
                 name  # a link to a folder above would be walked for ever
@@ -130,8 +135,12 @@ class FileStore:
                 key = path.relative_to(self.root.resolve()).as_posix()
                 if name.startswith(".") or not key.startswith(prefix):
                     continue
-                with self._errors(key):
+                try:
                     stat = path.stat()
+                except FileNotFoundError:
+                    if path.is_symlink():
+                        raise StorageError(f"{path} is a link to nothing") from None
+                    continue  # gone since its name was read
                 yield Entry(key, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
 
     def delete(self, key: str) -> None:
@@ -140,10 +149,12 @@ class FileStore:
             path = self._path(key)
             path.unlink(missing_ok=True)
             for parent in path.parents:
-                if parent == self.root.resolve() or not parent.is_dir() or any(parent.iterdir()):
+                if parent == self.root.resolve():
                     break
-                with contextlib.suppress(OSError):
+                try:
                     parent.rmdir()
+                except OSError:  # not empty, or another process was first
+                    break
 
     def fetch(self, key: str, folder: Path) -> Path:
         """See :class:`Store`; the object is a local file already."""

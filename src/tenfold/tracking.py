@@ -11,12 +11,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tenfold.environment import Environment
 from tenfold.errors import TrackingError, redact
 
+T = TypeVar("T")
 RUN_TAG, TASK_TAG = "tenfold.run_id", "tenfold.task"
 _FLUSH_SECONDS = 5.0
 
@@ -138,11 +140,11 @@ class QueuedTracker:
 
     def _send(self) -> None:
         try:
-            tracker = self._open_run()
+            tracker = _patiently(self._open_run)
             self._run_id = tracker.run_id
             self._opened.set()
             while (call := self._calls.get()) is not None:
-                call(tracker)
+                _patiently(partial(call, tracker))
         except Exception as error:  # raised again in the stage's own thread
             self._error = error
             self._opened.set()
@@ -181,6 +183,16 @@ class QueuedTracker:
         self._calls.put(None)
         self._thread.join()
         self._raise()
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Call, and call again after pauses of up to half a minute in all while MLflow refuses."""
+    for pause in (1, 2, 4, 8, 16):
+        try:
+            return call()
+        except TrackingError:
+            time.sleep(pause)
+    return call()
 
 
 class _Explained:
@@ -264,6 +276,18 @@ def task_run(environment: Environment, task: str) -> MlflowTracker:
         else:
             mlflow.update_run(found, status="RUNNING")
     return MlflowTracker(mlflow, found)
+
+
+def close_runs(environment: Environment, status: str) -> None:
+    """Close what a run left open in MLflow, its parent and its tasks, as FAILED or KILLED."""
+    mlflow = client(environment, patient=False)
+    with _Explained("closing the run"):
+        found = mlflow.get_experiment_by_name(environment.experiment)
+        if found is None:
+            return
+        condition = f"tags.`{RUN_TAG}` = '{environment.run_id}' and attributes.status = 'RUNNING'"
+        for run in mlflow.search_runs([found.experiment_id], condition):
+            mlflow.set_terminated(run.info.run_id, status)
 
 
 def latest_tasks(environment: Environment, limit: int = 200) -> dict[str, list[dict[str, str]]]:

@@ -26,6 +26,7 @@ class Work:
         environment: where this process runs.
         reporter: progress and warnings.
         tracker: the stage's nested MLflow run.
+        spent: seconds of work that earlier attempts put into what this one goes on from.
     """
 
     stage: str
@@ -34,6 +35,7 @@ class Work:
     environment: Environment
     reporter: Reporter
     tracker: Tracker = field(default_factory=NoTracker)
+    spent: list[float] = field(default_factory=list)
 
     @property
     def shared(self) -> str:

@@ -303,7 +303,7 @@ def test_a_dataset_address_ends_in_its_digest() -> None:
 
 def test_an_empty_manifest_encodes_the_same_bytes_each_time() -> None:
     manifest = Manifest(classes=["b", "a"], splits={}, quarantined=[])
-    assert manifest.encoded() == b'{"classes":["b","a"],"quarantined":[],"splits":{},"version":1}'
+    assert manifest.encoded() == b'{"classes":["b","a"],"leaks":[],"quarantined":[],"splits":{},"version":1}'
 
 
 # --- the stage -----------------------------------------------------------------------------------------

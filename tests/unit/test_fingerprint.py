@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import shutil
 
 import pytest
 
@@ -40,3 +42,30 @@ def test_the_source_digest_is_a_sha256_and_the_same_again() -> None:
     source_digest.cache_clear()
     assert first == source_digest()
     assert len(first) == 64
+
+
+def test_the_code_digest_hangs_on_every_source_file_wherever_the_package_lies(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    import tenfold
+
+    # below a folder called "presets", which must not count as one of the package's own
+    package = tmp_path / "presets" / "tenfold"
+    shutil.copytree(Path(tenfold.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from tenfold.fingerprint import source_digest; print(source_digest())"
+
+    def digest_there() -> str:
+        environment = {**os.environ, "PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    before = digest_there()
+    for name in ("losses/nt_xent.py", "components/pretrain/stage.py", "pipelines/semi_supervised.py"):
+        file = package / name
+        file.write_text(file.read_text() + "\n# changed\n")
+        assert digest_there() != before, name
+        before = digest_there()
+    preset = package / "pipelines" / "presets" / "digits.yaml"
+    preset.write_text(preset.read_text() + "\n# changed\n")
+    assert digest_there() == before

@@ -207,7 +207,7 @@ def test_a_live_teacher_is_shown_the_student_s_very_view_in_evaluation_mode() ->
 def test_a_live_teacher_stays_in_evaluation_mode_without_gradients_or_new_statistics() -> None:
     objective = distil(classifier(7))
     objective.train()
-    teacher = objective.teacher
+    teacher = objective._teacher[0]
     assert teacher is not None
     assert not any(module.training for module in teacher.modules())
     before = norm_state(teacher)

@@ -90,3 +90,17 @@ def test_data_goes_by_pointer_the_dataset_is_a_parameter(spec: dict[str, Any]) -
     for stage in ("augment", "pretrain", "finetune", "distill", "evaluate"):
         definition = spec["components"][f"comp-{stage}"]["inputDefinitions"]["parameters"]
         assert definition["dataset"]["parameterType"] == "STRING"
+
+
+def test_every_task_learns_run_id_addresses_and_credentials_from_its_pod(compiled: Path) -> None:
+    _, platform = yaml.safe_load_all(compiled.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert len(executors) == len(STAGES) + 1
+    for name, executor in executors.items():
+        (field,) = executor["fieldPathAsEnv"]
+        assert field == {"name": "TENFOLD_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}, name
+        told = {pair["envVar"] for entry in executor["configMapAsEnv"] for pair in entry["keyToEnv"]}
+        assert {"TENFOLD_STORE", "MLFLOW_TRACKING_URI"} <= told
+        (secret,) = executor["secretAsEnv"]
+        assert secret["secretName"] == "tenfold-s3"
+        assert secret["optional"] is True

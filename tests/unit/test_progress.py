@@ -38,14 +38,14 @@ def test_events_go_to_the_file_as_json_lines_and_nothing_to_the_screen(
     reporter.warn("careful")
     reporter.progress("training", 3, 10, "images", scale=64, loss=0.5)
     reporter.failed("broken")
-    reporter.finished(1.5, "done well")
+    reporter.finished(1.5)
     events = events_in(tmp_path / "events")
     assert [event["kind"] for event in events] == ["started", "note", "warning", "progress", "failed", "finished"]
     assert {event["stage"] for event in events} == {"distill"}
     assert events[1]["text"] == "two\nlines"
     assert events[3]["figures"] == {"loss": 0.5}
     assert (events[3]["done"], events[3]["total"], events[3]["phase"]) == (3, 10, "training")
-    assert (events[5]["seconds"], events[5]["summary"]) == (1.5, "done well")
+    assert events[5]["seconds"] == 1.5
     assert screen.getvalue() == ""
 
 

@@ -63,6 +63,7 @@ def evaluation() -> dict[str, Any]:
         "student": {"network": {"depth": 18, "width": 1.0, "small_images": True}, "parameters": 11_173_962,
                     "image_size": 32},
         "counts": {"unlabelled": 50_000, "labelled": 250, "test": 200}, "labelled": {"cat": 125, "dog": 125},
+        "leaks": [],
         "quarantined": [{"path": "cats/broken.jpg", "reason": "the file ends early"}],
         "curves": {"pretrain": [{"step": 10.0 * n, "loss": 5.0 / n} for n in range(1, 30)], "distill": []},
         "stages": stages, "pictures": {"views": picture(), "confidence": picture()},
@@ -218,3 +219,8 @@ def test_figures_are_written_as_png(tmp_path: Path, evaluation: dict[str, Any]) 
     save_ladder_png(evaluation["rungs"], tmp_path / "ladder.png")
     with Image.open(tmp_path / "ladder.png") as image:
         assert image.width > 500
+
+
+def test_allowed_leaks_are_told_beside_the_figures(evaluation: dict[str, Any]) -> None:
+    page = render({**evaluation, "leaks": [["train/a.png", "test/b.png"]]})
+    assert "1 test images are also training images" in page

@@ -163,7 +163,7 @@ def test_a_link_to_a_folder_above_is_walked_once(store: FileStore) -> None:
 def test_a_link_that_leads_nowhere_is_named(store: FileStore) -> None:
     store.root.mkdir()
     (store.root / "gone.png").symlink_to(store.root / "absent")
-    with pytest.raises(StorageError, match=r"gone\.png is not there"):
+    with pytest.raises(StorageError, match=r"gone\.png is a link to nothing"):
         list(store.list())
 
 

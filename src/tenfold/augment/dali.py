@@ -31,7 +31,7 @@ class DaliViews:
     """Endless batches of views."""
 
     def __init__(
-        self, reader: SplitReader, specs: Sequence[ViewSpec], batch_size: int, order: Order, position: int,
+        self, reader: SplitReader, specs: Sequence[ViewSpec], batch_size: int, order: Order,
         seed: int, device: torch.device, threads: int, state: Tensor | None,
     ) -> None:  # fmt: skip
         """Build the graph; with ``state`` it goes on where that was taken."""

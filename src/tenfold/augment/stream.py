@@ -69,7 +69,7 @@ class ViewStream:
         if names == {"dali"}:
             from tenfold.augment.dali import DaliViews
 
-            self._backend = DaliViews(reader, specs, batch_size, ahead, self._position, seed, device, threads, saved)
+            self._backend = DaliViews(reader, specs, batch_size, ahead, seed, device, threads, saved)
         else:
             from tenfold.augment.torchvision import TorchvisionViews
 

@@ -53,7 +53,7 @@ def _request(preset: str | None, file: Path | None, sets: list[str] | None) -> R
     base, values = compose(preset, file, "", sets or [])
     if base is None and file is None:
         base = "digits"
-    return Request(base or "", json.dumps(values) if values else "", {})
+    return Request(base or "", yaml.safe_dump(values, allow_unicode=True) if values else "", {})
 
 
 @app.command()
@@ -74,7 +74,7 @@ def run(
     folder = environment.home / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
     console.print(f"run {run_id}; log {folder / 'pipeline.log'}", highlight=False, soft_wrap=True)
-    _end_children_on_signals()
+    _stop_on_signals()
     from tenfold.pipelines.local import run_locally
 
     arguments = {"preset": request.preset, "overrides": request.overrides}
@@ -89,21 +89,33 @@ def run(
     options = "" if model == DEFAULT_MODEL else f" --model {model}"
     places = {
         "report": str(folder / "report.html"),
-        "MLflow": f"mlflow ui --backend-store-uri {shlex.quote(environment.tracking_uri)}",
+        "MLflow": _mlflow_place(environment.tracking_uri),
         "next": f"tenfold predict{options} IMAGE…",
     }
     summary(result, console, time.monotonic() - start, places)
 
 
-def _end_children_on_signals() -> None:
-    """Make Ctrl-C and SIGTERM end the stages too."""
+def _mlflow_place(uri: str) -> str:
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else redact(uri)
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM came; the stages are ended already."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _stop_on_signals() -> None:
+    """Make Ctrl-C and SIGTERM end the stages, then unwind this process."""
 
     def stop(number: int, frame: object) -> None:
         from tenfold.pipelines.local import end_children
 
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
         end_children()
-        errors.print("stopped; the same command goes on from the last checkpoint")
-        os._exit(128 + number)
+        raise Stopped(number)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -245,6 +257,12 @@ def main() -> None:
     except TenfoldError as error:
         errors.print(f"[red]error:[/red] {_escape(redact(str(error)))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        errors.print(f"[red]error:[/red] {_escape(f'{error.filename}: {error.strerror}')}", highlight=False)
+        sys.exit(2)
+    except Stopped as stopped:
+        errors.print("stopped; the same command goes on from the last checkpoint")
+        sys.exit(128 + stopped.number)
 
 
 def _escape(text: str) -> str:

@@ -151,6 +151,8 @@ def summary(result: dict[str, Any], console: Console, wall: float, places: dict[
         )  # fmt: skip
     console.print()
     console.print(table)
+    if evaluation["leaks"]:
+        console.print(f"[red]{len(evaluation['leaks'])} test images are also training images (data.allow_leaks).[/red]")
     if evaluation["quarantined"]:
         console.print(f"{len(evaluation['quarantined'])} images were quarantined; the report lists them.")
     console.print(f"{verdict['model']} version {verdict['version']}: [bold]{verdict['alias']}[/bold]")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from tenfold.environment import Environment
-from tenfold.errors import TenfoldError
+from tenfold.errors import TenfoldError, redact
 from tenfold.storage import free_bytes, open_store
 
 
@@ -79,7 +79,7 @@ def _mlflow(environment: Environment) -> Finding:
         latest_tasks(environment, limit=1)
     except TenfoldError as error:
         return Finding("MLflow", False, str(error), "start the server, or unset MLFLOW_TRACKING_URI for a local file")
-    return Finding("MLflow", True, environment.tracking_uri)
+    return Finding("MLflow", True, redact(environment.tracking_uri))
 
 
 def _views(environment: Environment) -> Finding:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from tenfold.config import DataConfig
@@ -27,11 +28,8 @@ from tenfold.data.shards import Sample, ShardWriter
 from tenfold.data.sources import Annotated, Annotations, Source, annotate
 from tenfold.data.splits import Record, Splits, make_splits
 from tenfold.errors import BadImageError, DataError
-from tenfold.fingerprint import canonical_json, digest
+from tenfold.fingerprint import canonical_json, digest, folder_digest
 from tenfold.storage import Store
-
-#: Changes when the same images and configuration would be packed differently.
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,15 @@ def build_dataset(
 
 def listing_digest(annotations: Annotations, config: DataConfig) -> str:
     """Return the digest of all that decides a data set, as far as it can be told without reading images."""
-    settings = config.model_dump(exclude={"source", "annotations"})
+    settings = config.model_dump(exclude={"annotations"})
     settings["labels"].pop("file")
     images = [[a.entry.key, a.entry.size, a.entry.tag, a.label, a.split] for a in annotations.images]
     listed = None if annotations.listed is None else sorted(annotations.listed)
-    return digest(canonical_json({"format": _FORMAT, "settings": settings, "images": images, "listed": listed}))
+    return digest(
+        canonical_json(
+            {"code": folder_digest(Path(__file__).parent), "settings": settings, "images": images, "listed": listed}
+        )
+    )
 
 
 def _is_whole(dataset: Dataset) -> bool:
@@ -166,4 +168,6 @@ def _pack(
             writer.add(Sample(record.key, extension, spool.read(size), record.path, label))
         counts = Counter(r.label for r in members if name != "unlabelled" and r.label)
         packed[name] = SplitShards(count=len(members), class_counts=dict(sorted(counts.items())), shards=writer.close())
-    return Manifest(classes=splits.classes, splits=packed, quarantined=sorted(quarantined, key=lambda q: q.path))
+    return Manifest(
+        classes=splits.classes, splits=packed, quarantined=sorted(quarantined, key=lambda q: q.path), leaks=splits.leaks
+    )

@@ -8,7 +8,6 @@ them, meets a CMYK, 16-bit, palette or rotated image.
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from dataclasses import dataclass
 
@@ -62,8 +61,8 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise BadImageError("not an image" + _looks_like(data)) from None
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise BadImageError(f"damaged header: {error}") from None
+    except Exception as error:  # whatever Pillow stumbles over, one image must not end the run
+        raise BadImageError(f"damaged header: {_told(error)}") from None
     width, height = image.size
     if width * height > max_pixels:
         raise BadImageError(f"{width} x {height} pixels, more than max_pixels={max_pixels}")
@@ -72,12 +71,16 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
         plain = _is_plain(image, data)
         extension = "jpg" if image.format == "JPEG" else "png"
         rgb = _to_rgb(image)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
-        raise BadImageError(f"truncated or damaged: {error}") from None
+    except Exception as error:
+        raise BadImageError(f"truncated or damaged: {_told(error)}") from None
     pixels = np.asarray(rgb)
     if plain:
         return Decoded(pixels, data, extension)
     return Decoded(pixels, encode_png(pixels), "png")
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__} {error}"
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

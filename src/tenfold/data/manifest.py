@@ -49,12 +49,13 @@ class Quarantined(_Document):
 
 
 class Manifest(_Document):
-    """A data set."""
+    """A data set. ``leaks``: pairs of a training and a test image that are equal, where they were allowed."""
 
     version: Literal[1] = 1
     classes: list[str]
     splits: dict[SplitName, SplitShards]
     quarantined: list[Quarantined]
+    leaks: list[tuple[str, str]] = []
 
     def encoded(self) -> bytes:
         """Return the bytes whose sha256 names the data set."""

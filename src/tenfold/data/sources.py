@@ -152,8 +152,7 @@ def _from_csv(source: Source, name: str, images: Iterable[Entry]) -> list[Annota
         text = _text(source.read(name), f"{source.uri}/{name}")
     except KeyError:
         raise DataError(f"{source.uri} has no file {name}") from None
-    rows = csv.DictReader(io.StringIO(text))
-    columns = rows.fieldnames or []
+    columns, *rows = _rows(text, f"{source.uri}/{name}") or [[]]
     if "path" not in columns:
         raise DataError(f"{source.uri}/{name} has no column 'path' (columns: {', '.join(columns) or 'none'})")
     unknown = set(columns) - {"path", "label", "split"}
@@ -163,7 +162,8 @@ def _from_csv(source: Source, name: str, images: Iterable[Entry]) -> list[Annota
         )
     by_path = {image.key: image for image in images}
     annotated, missing = [], []
-    for line, row in enumerate(rows, start=2):
+    for line, values in enumerate(rows, start=2):
+        row = dict(zip(columns, values, strict=False))
         path, split = row["path"], (row.get("split") or "").strip().lower() or None
         split = "train" if split in {"unlabelled", "unlabeled"} else split
         if split not in {None, "train", "test"}:
@@ -181,7 +181,7 @@ def _from_csv(source: Source, name: str, images: Iterable[Entry]) -> list[Annota
 def _apply_list(file: str, annotated: list[Annotated]) -> tuple[list[Annotated], frozenset[str]]:
     folder, _, name = file.rpartition("/")
     text = _text(open_store(folder or ".").read(name), f"the label list {file}")
-    lines = [line for line in csv.reader(io.StringIO(text)) if line and line[0].strip()]
+    lines = [line for line in _rows(text, f"the label list {file}") if line[0].strip()]
     if lines and lines[0][0].strip() == "path":
         lines = lines[1:]
     labels = {line[0].strip(): line[1].strip() if len(line) > 1 else "" for line in lines}
@@ -207,6 +207,14 @@ def _text(data: bytes, where: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{where} is no UTF-8 text") from None
+
+
+def _rows(text: str, where: str) -> list[list[str]]:
+    """Return the non-empty rows of a CSV text."""
+    try:
+        return [row for row in csv.reader(io.StringIO(text), strict=True) if row]
+    except csv.Error as error:
+        raise DataError(f"{where} is no valid CSV: {error}") from None
 
 
 def _is_text(name: str) -> bool:

@@ -33,12 +33,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Splits:
-    """Records in shard order. ``unlabelled`` is every training image, the labelled ones among them."""
+    """Records in shard order. ``unlabelled`` is every training image, the labelled ones among them.
+
+    ``leaks``: pairs of a training and a test path with the same content.
+    """
 
     unlabelled: list[Record]
     labelled: list[Record]
     test: list[Record]
     classes: list[str]
+    leaks: list[tuple[str, str]]
 
 
 def _draw(*parts: object) -> float:
@@ -80,8 +84,13 @@ def make_splits(
 
     test = sorted((r for r in records if is_test(r)), key=lambda r: r.key)
     train = sorted((r for r in records if not is_test(r)), key=lambda r: r.key)
-    if not allow_leaks:
-        _refuse_leaks(train, test)
+    leaks = _leaks(train, test)
+    if leaks and not allow_leaks:
+        shown = "\n".join(f"  {one} = {other}" for one, other in leaks[:10])
+        raise DataError(
+            f"{len(leaks)} test images are also training images, byte by byte; remove one of each pair, or set "
+            f"data.allow_leaks=true:\n{shown}"
+        )
     labelled = sorted(_choose(train, listed, labels), key=lambda r: r.key)
     classes = sorted({r.label for r in labelled if r.label})
     if len(classes) < 2:
@@ -94,18 +103,12 @@ def make_splits(
     foreign = sorted({r.label for r in test if r.label} - set(classes))
     if foreign:
         raise DataError(f"the test split has classes that no labelled image shows: {', '.join(foreign[:10])}")
-    return Splits(train, labelled, test, classes)
+    return Splits(train, labelled, test, classes, leaks)
 
 
-def _refuse_leaks(train: Sequence[Record], test: Sequence[Record]) -> None:
+def _leaks(train: Sequence[Record], test: Sequence[Record]) -> list[tuple[str, str]]:
     by_content = {record.content: record.path for record in train}
-    pairs = [(by_content[r.content], r.path) for r in test if r.content in by_content]
-    if pairs:
-        shown = "\n".join(f"  {one} = {other}" for one, other in pairs[:10])
-        raise DataError(
-            f"{len(pairs)} test images are also training images, byte by byte; remove one of each pair, or set "
-            f"data.allow_leaks=true:\n{shown}"
-        )
+    return [(by_content[record.content], record.path) for record in test if record.content in by_content]
 
 
 def _choose(train: Sequence[Record], listed: frozenset[str] | None, config: LabelsConfig) -> list[Record]:

@@ -98,8 +98,14 @@ def bootstrap_interval(values: Floats, resamples: int, confidence: float, seed: 
     For the paired difference of two classifiers, pass the difference of their hits image by image.
     """
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    means = counts @ values / len(values)
+    count = len(values)
+    # a hundred resamples at a time: the counts of all would fill the memory on a large test split
+    means = np.concatenate(
+        [
+            rng.multinomial(count, np.full(count, 1 / count), size=min(100, resamples - start)) @ values / count
+            for start in range(0, resamples, 100)
+        ]
+    )
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(values.mean()), float(low), float(high))

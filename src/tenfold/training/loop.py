@@ -73,10 +73,11 @@ def fit(
         work.reporter.note(f"goes on from the checkpoint of step {start} of {steps}")
         _restore(saved, objective, optimizer)
         history = list(saved.values["history"])
+        work.spent.append(float(saved.values["spent"]))
     opened = {name: open_(state=_stream_state(saved, name)) for name, open_ in streams.items()}
     every = max(1, steps // 200)
     window = _window(saved, device)
-    last_saved = time.monotonic()
+    began = last_saved = time.monotonic()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(start, steps):
         for group in optimizer.param_groups:
@@ -105,9 +106,10 @@ def fit(
             _views(batches),
             **({"loss": history[-1]["loss"]} if history else {}),
         )
+        values = {"history": history, "spent": time.monotonic() - began + sum(work.spent)}
         if step + 1 == steps or time.monotonic() - last_saved > work.environment.checkpoint_seconds:
-            save_checkpoint(work, _capture(step + 1, objective, optimizer, opened, history, window))
-            last_saved = time.monotonic()
+            save_checkpoint(work, _capture(step + 1, objective, optimizer, opened, window, values))
+            began = last_saved = time.monotonic()
     objective.eval()
     return history
 
@@ -129,7 +131,7 @@ def _stop(work: Work, step: int, loss: float, size: float, batches: Mapping[str,
 
 def _capture(
     step: int, objective: Objective, optimizer: torch.optim.Optimizer, streams: Mapping[str, ViewStream],
-    history: History, window: list[Figures],
+    window: list[Figures], values: dict[str, Any],
 ) -> Checkpoint:  # fmt: skip
     tensors = {f"objective.{name}": tensor.clone() for name, tensor in objective.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -141,7 +143,7 @@ def _capture(
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    return Checkpoint(step, tensors, {"history": history})
+    return Checkpoint(step, tensors, values)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

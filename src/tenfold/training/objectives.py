@@ -66,7 +66,7 @@ class Supervised(_Averaged):
     def __init__(self, model: Classifier, labels: Tensor, smoothing: float, decay: float) -> None:
         super().__init__(model, decay)
         self.smoothing = smoothing
-        self.register_buffer("labels", labels)
+        self.register_buffer("labels", labels, persistent=False)
         self.labels: Tensor
 
     def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
@@ -93,7 +93,7 @@ class SelfTraining(_Averaged):
     ) -> None:  # fmt: skip
         super().__init__(model, decay)
         self.threshold, self.weight, self.alignment = threshold, weight, alignment
-        self.register_buffer("labels", labels)
+        self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("prior", torch.bincount(labels, minlength=classes) / len(labels))
         self.register_buffer("running", torch.full((classes,), 1 / classes))
         self.labels: Tensor
@@ -145,26 +145,20 @@ class Distillation(_Averaged):
         """
         super().__init__(model, decay)
         self.temperature, self.alpha = temperature, alpha
-        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
-        self.register_buffer("soft", sharpen(soft, temperature))
-        self.register_buffer("labels", labels)
+        # in a list, so that it is no submodule: it never changes and has no place in a checkpoint
+        self._teacher = [] if teacher is None else [teacher.requires_grad_(False).eval()]
+        self.register_buffer("soft", sharpen(soft, temperature), persistent=False)
+        self.register_buffer("labels", labels, persistent=False)
         self.soft: Tensor
         self.labels: Tensor
-
-    def train(self, mode: bool = True) -> Distillation:
-        """Train the student; the teacher stays in evaluation mode."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
 
     def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
         """See :class:`Objective`."""
         batch = batches["unlabelled"]
         view = batch.views[0].contiguous(memory_format=torch.channels_last)
-        if self.teacher is not None:
+        if self._teacher:
             with torch.no_grad():
-                targets = soften(self.teacher(view), self.temperature)
+                targets = soften(self._teacher[0].to(view.device)(view), self.temperature)
         else:
             targets = self.soft[batch.numbers]
         if self.alpha == 1:

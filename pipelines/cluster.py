@@ -1,0 +1,33 @@
+"""What a task is told by its pod's environment on a cluster; kfp.local passes over it.
+
+Names are fixed, so that a run started from the Kubeflow UI needs nothing but the form: the run's id comes
+from the pod's label, addresses from the ConfigMap ``tenfold-env``, credentials from the Secret
+``tenfold-s3``. None of these enters KFP's cache key.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+CONFIG_MAP, SECRET = "tenfold-env", "tenfold-s3"
+_REQUIRED = ("TENFOLD_STORE", "MLFLOW_TRACKING_URI")
+_OPTIONAL = ("MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+def placed(component: Callable[..., dsl.PipelineTask]) -> Callable[..., dsl.PipelineTask]:
+    """Return ``component`` as one whose tasks know their run's identity, addresses and credentials.
+
+    Absent credentials mean the pod's own role.
+    """
+
+    def task(**arguments: Any) -> dsl.PipelineTask:
+        made = component(**arguments)
+        kubernetes.use_field_path_as_env(made, "TENFOLD_RUN_ID", "metadata.labels['pipeline/runid']")
+        kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in _REQUIRED})
+        kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in _OPTIONAL}, optional=True)
+        kubernetes.use_secret_as_env(made, SECRET, {name: name for name in _CREDENTIALS}, optional=True)
+        return made
+
+    return task
