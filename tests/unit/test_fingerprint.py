@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
