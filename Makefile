@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml docker/constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## the whole pipeline on handwritten digits, two labels a class
-	$(BIN)/tenfold run --preset digits
+	TENFOLD_THREADS=$${TENFOLD_THREADS:-1} $(BIN)/tenfold run --preset digits
 
 test: $(STAMP)  ## the tests, real S3 and MLflow servers among them
 	$(BIN)/pytest -m 'not slow'

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 TENFOLD = str(Path(sys.executable).parent / "tenfold")
+pytestmark = pytest.mark.timeout(900)  # whole runs, on a machine that may be busy
 STAGES = ["preflight", "shard", "augment", "pretrain", "baseline", "finetune", "self_train", "pseudo_label", "distill",
           "evaluate", "promote"]  # fmt: skip
 TINY = """
@@ -47,7 +48,7 @@ class Runs:
     def call(self, command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         line = [TENFOLD, command, *(["--config", str(self.config)] if command in {"run", "plan"} else []), *arguments]
         return subprocess.run(
-            line, env={**self.environment, **environment}, capture_output=True, text=True, timeout=280, check=False
+            line, env={**self.environment, **environment}, capture_output=True, text=True, timeout=800, check=False
         )
 
     def run(self, run_id: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -166,7 +167,7 @@ local.init(local.SubprocessRunner(use_venv=False), pipeline_root={str(runs.home 
 components.load_component_from_file(str(path))(preset="", overrides=Path({str(runs.config)!r}).read_text())
 """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=280, check=False,
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=800, check=False,
         env={**runs.environment, "TENFOLD_RUN_ID": "loaded", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
