@@ -125,12 +125,13 @@ def execute(
     """
     with Attempt(task) as attempt:
         environment = attempt.environment
-        attempt.tracker = tracker = QueuedTracker(partial(task_run, environment, task))
         attempt.reporter.started()
         start = time.monotonic()
         # threads that wait by spinning take the cores from the data's threads, and from whatever else runs here
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         module = importlib.import_module(f"tenfold.components.{room or task}.stage")
+        # only now: two threads that import at once hinder each other more than they gain
+        attempt.tracker = tracker = QueuedTracker(partial(task_run, environment, task))
         given, made = _typed(module.Inputs, inputs), _typed(module.Outputs, outputs)
         try:
             parsed = module.CONFIGS[task].model_validate_json(config)

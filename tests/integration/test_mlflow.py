@@ -205,7 +205,7 @@ def make_evaluation(folder: Path, right: int, test_split: str = "s" * 64) -> Pat
         "rungs": [{**rung, "id": "baseline", "gain": gain}, rung],
         "student": {"network": TINY.model_dump(), "parameters": 1, "image_size": 16},
         "counts": {"unlabelled": 9, "labelled": 3, "test": 20}, "labelled": dict.fromkeys(CLASSES, 1),
-        "quarantined": [], "curves": {}, "pictures": {"views": None, "confidence": None}, "mistakes": [],
+        "quarantined": [], "leaks": [], "curves": {}, "pictures": {"views": None, "confidence": None}, "mistakes": [],
         "stages": [{"stage": "distill", "fingerprint": "f" * 64, "run_id": "r", "mlflow_run_id": "m" * 32,
                     "seconds": 1.0, "code": "c" * 64}],
         "transductive_cap": None,
@@ -291,7 +291,7 @@ def test_promoting_follows_the_comparison_on_equal_test_images(
     assert (equal.alias, equal.version) == (CHALLENGER, "3"), "equal is not better"
     elsewhere = promoted(4, 20, test_split="t" * 64)
     assert elsewhere.alias == CHALLENGER
-    assert "another test split" in elsewhere.reasons[0]
+    assert "was never measured on these test images" in elsewhere.reasons[0]
     better = promoted(3, 15)
     assert (better.alias, better.version) == (CHAMPION, "3")
     assert aliases(client, tmp_path.name) == {CHAMPION: "3", CHALLENGER: "4"}
