@@ -124,7 +124,7 @@ class MlflowTracker:
 class QueuedTracker:
     """A tracker whose calls return at once; a thread opens the run and sends them in order.
 
-    Importing MLflow and opening a run takes seconds, which pass while the stage loads and works. A failure
+    Importing MLflow and opening a run takes seconds, which pass while the stage works. A failure
     is raised by the next :meth:`finish`, or where :attr:`run_id` is asked for: what was computed by then is
     in the stage's outputs and checkpoints.
     """
