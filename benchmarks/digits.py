@@ -34,7 +34,7 @@ TUNING = (
 
 
 #: The preset's share of test images.
-TEST_SHARE = 0.3
+TEST_SHARE: float = load_preset("digits")["data"]["split"]["test_fraction"]
 
 
 def settings_name(extra: list[str]) -> str:

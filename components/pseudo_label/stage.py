@@ -21,11 +21,12 @@ from tenfold.errors import DataError
 from tenfold.evaluation.figures import confidence_histogram
 from tenfold.evaluation.inference import evaluation_images
 from tenfold.evaluation.probes import unit_length
+from tenfold.losses.distillation import sharpen
 from tenfold.models.heads import Classifier
 from tenfold.models.resnet import ResNet
 from tenfold.models.saved import load, load_classifier
 from tenfold.training.device import prepare
-from tenfold.training.soft_labels import balance, propagate, sharpen
+from tenfold.training.soft_labels import balance, propagate
 from tenfold.work import Work
 
 CONFIGS = {"pseudo_label": PseudoLabelConfig}
@@ -78,7 +79,7 @@ def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work)
     labelled = SplitReader(dataset, "labelled", work.cache)
     counts = np.bincount(labelled.labels(), minlength=len(reader.classes))
     prior = counts / counts.sum()
-    soft = sharpen(soft, config.temperature)
+    soft = sharpen(torch.from_numpy(soft), config.temperature).numpy()
     if config.balance:
         soft = balance(soft, prior)
     known, truth = dict(zip(labelled.keys, labelled.labels().tolist(), strict=True)), np.eye(len(reader.classes))
@@ -92,7 +93,7 @@ def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work)
             # the networks' features are sums over the passes
             features = np.concatenate([features / len(passes), graph.pixels * unit_length(pixels)], axis=1)
         soft = propagate(features, soft, graph.neighbours, graph.weight, graph.power)
-        soft = sharpen(soft, graph.temperature)
+        soft = sharpen(torch.from_numpy(soft), graph.temperature).numpy()
         if config.balance:
             soft = balance(soft, prior)
     _write(outputs.soft_labels, reader, soft, dataset.digest)

@@ -92,6 +92,13 @@ def test_sharpening_probabilities_equals_softening_their_logits() -> None:
         assert torch.allclose(sharpen(F.softmax(logits, 1), temperature), soften(logits, temperature))
 
 
+def test_sharpening_below_1_raises_the_confidence_and_above_1_lowers_it() -> None:
+    soft = torch.tensor([[0.6, 0.3, 0.1]])
+    assert torch.allclose(sharpen(soft, 1.0), soft)
+    assert torch.allclose(sharpen(soft, 0.5), torch.tensor([[0.36 / 0.46, 0.09 / 0.46, 0.01 / 0.46]]))
+    assert sharpen(soft, 2.0)[0, 0] < 0.6
+
+
 def test_sharpening_a_certain_label_stays_finite() -> None:
     sharp = sharpen(torch.tensor([[1.0, 0.0, 0.0]]), 0.1)
     assert sharp.isfinite().all()

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from tenfold.losses.distillation import sharpen as sharpen_tensor
-from tenfold.training.soft_labels import balance, propagate, sharpen
+from tenfold.training.soft_labels import balance, propagate
 
 Floats = NDArray[np.float64]
 
@@ -73,23 +71,3 @@ def test_balancing_balanced_labels_changes_nothing() -> None:
 def test_balancing_certain_labels_stays_finite() -> None:
     balanced = balance(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0.5, 0.5]))
     assert np.isfinite(balanced).all()
-
-
-def test_sharpening_below_1_raises_the_confidence_and_above_1_lowers_it() -> None:
-    soft = np.array([[0.6, 0.3, 0.1]])
-    np.testing.assert_allclose(sharpen(soft, 1.0), soft)
-    np.testing.assert_allclose(sharpen(soft, 0.5), [[0.36 / 0.46, 0.09 / 0.46, 0.01 / 0.46]])
-    assert sharpen(soft, 2.0)[0, 0] < 0.6
-
-
-@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0])
-def test_sharpening_files_equals_sharpening_in_the_objective(temperature: float) -> None:
-    soft = np.random.default_rng(0).dirichlet(np.ones(4), 20)
-    there = sharpen_tensor(torch.from_numpy(soft), temperature).numpy()
-    np.testing.assert_allclose(sharpen(soft, temperature), there, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("temperature", [0.01, 0.1])
-def test_sharpening_hard_is_finite_for_many_classes(temperature: float) -> None:
-    soft = np.full((1, 1000), 1e-3)
-    np.testing.assert_allclose(sharpen(soft, temperature).sum(1), 1)

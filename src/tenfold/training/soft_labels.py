@@ -54,9 +54,3 @@ def balance(probabilities: Floats, prior: Floats, rounds: int = 30) -> Floats:
         balanced = balanced * (prior / balanced.mean(0))
         balanced = balanced / balanced.sum(1, keepdims=True)
     return balanced
-
-
-def sharpen(probabilities: Floats, temperature: float) -> Floats:
-    """Return p^(1/T), renormalised: what the temperature T makes of the logits log p."""
-    sharp = np.maximum(probabilities, 1e-12) ** (1 / temperature)
-    return np.asarray(sharp / sharp.sum(1, keepdims=True), dtype=np.float64)

@@ -1,0 +1,72 @@
+"""The configuration of a run: one frozen pydantic model a stage, composed into :class:`RunConfig`.
+
+A YAML preset or file gives the values that differ from the defaults; ``--set a.b=c`` changes single ones.
+:func:`load_config` reports every fault at once. Each stage is handed :meth:`RunConfig.stage_strings`' one
+canonical JSON string, which holds the fields that decide that stage's result and nothing else, so that a
+changed field reruns what depends on it and nothing before it.
+"""
+
+from tenfold.config.base import Section
+from tenfold.config.data import DataConfig, LabelsConfig, SplitConfig
+from tenfold.config.loading import compose, load_config, load_preset, preset_names
+from tenfold.config.run import SECTIONS, STAGES, EvaluateConfig, PromoteConfig, RunConfig
+from tenfold.config.training import (
+    BaselineConfig,
+    DistillConfig,
+    FinetuneConfig,
+    HeadConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    PropagateConfig,
+    PseudoLabelConfig,
+    ResNetConfig,
+    SelfTrainConfig,
+    SupervisedConfig,
+    TrainConfig,
+)
+from tenfold.config.views import (
+    AffineConfig,
+    AugmentConfig,
+    BlurConfig,
+    CropConfig,
+    EraseConfig,
+    EvalViewConfig,
+    JitterConfig,
+    ViewConfig,
+)
+
+__all__ = [
+    "SECTIONS",
+    "STAGES",
+    "AffineConfig",
+    "AugmentConfig",
+    "BaselineConfig",
+    "BlurConfig",
+    "CropConfig",
+    "DataConfig",
+    "DistillConfig",
+    "EraseConfig",
+    "EvalViewConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "HeadConfig",
+    "JitterConfig",
+    "LabelsConfig",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "PromoteConfig",
+    "PropagateConfig",
+    "PseudoLabelConfig",
+    "ResNetConfig",
+    "RunConfig",
+    "Section",
+    "SelfTrainConfig",
+    "SplitConfig",
+    "SupervisedConfig",
+    "TrainConfig",
+    "ViewConfig",
+    "compose",
+    "load_config",
+    "load_preset",
+    "preset_names",
+]

@@ -1,0 +1,182 @@
+"""From presets, files and ``--set`` to a :class:`RunConfig`; every fault is reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tenfold.config.run import RunConfig
+from tenfold.errors import ConfigError, did_you_mean
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that are installed."""
+    folder = files("tenfold") / "pipelines" / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Return a preset's values.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in preset_names():
+        hint = did_you_mean(name, preset_names()) or "."
+        raise ConfigError(f"there is no preset '{name}'{hint} Presets: {', '.join(preset_names())}")
+    text = (files("tenfold") / "pipelines" / "presets" / f"{name}.yaml").read_text()
+    return _mapping(text, f"preset '{name}'")
+
+
+def compose(
+    preset: str | None, file: Path | None, text: str, assignments: Iterable[str]
+) -> tuple[str | None, dict[str, Any]]:
+    """Put what the user gave on top of each other: file, then YAML text, then single assignments.
+
+    Args:
+        preset: name of a preset, or None.
+        file: YAML file; a key ``preset`` in it names what it builds on.
+        text: YAML mapping, as a pipeline's ``overrides`` parameter gives it; may name a preset too.
+        assignments: ``a.b=c`` strings; the value is read as YAML.
+
+    Returns:
+        The preset's name, and the values that change it.
+
+    Raises:
+        ConfigError: a file is missing or no mapping, or an assignment has no ``=``.
+    """
+    layers: list[dict[str, Any]] = []
+    if file is not None:
+        if not file.is_file():
+            raise ConfigError(f"there is no configuration file {file}")
+        layers.append(_mapping(_text(file), str(file)))
+    if text.strip():
+        layers.append(_mapping(text, "overrides"))
+    for layer in layers:
+        if "preset" in layer:
+            preset = str(layer.pop("preset"))
+    layers.append(_assigned(assignments))
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    return preset, merged
+
+
+def load_config(
+    preset: str | None = None, file: Path | None = None, text: str = "", assignments: Iterable[str] = ()
+) -> RunConfig:
+    """Return the run's configuration: a preset (or the defaults) with what :func:`compose` puts on top.
+
+    Raises:
+        ConfigError: names every fault and where it stands.
+    """
+    base, values = compose(preset, file, text, assignments)
+    merged = load_preset(base) if base else {}
+    _merge(merged, values)
+    for section in merged.values():
+        # A length in one unit replaces the default in the other.
+        if isinstance(section, dict) and section.get("steps") is not None:
+            section.setdefault("epochs", None)
+        elif isinstance(section, dict) and section.get("epochs") is not None:
+            section.setdefault("steps", None)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} cannot be read as UTF-8 text: {error}") from None
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is no valid YAML: {error}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} must be a mapping of sections, not a {type(value).__name__}")
+    return value
+
+
+def _assigned(assignments: Iterable[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    faults = []
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals or not all(path.split(".")):
+            faults.append(f"'{assignment}' is not of the form section.key=value")
+            continue
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = value
+        *parents, last = path.strip().split(".")
+        _merge(result, _nested(parents, {last: parsed}))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return result
+
+
+def _nested(parents: list[str], leaf: dict[str, Any]) -> dict[str, Any]:
+    for parent in reversed(parents):
+        leaf = {parent: leaf}
+    return leaf
+
+
+#: Keys of which a section takes one.
+_ALTERNATIVES = (frozenset({"steps", "epochs"}), frozenset({"per_class", "fraction", "file"}))
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            held = base.get(key)
+            base[key] = held = dict(held) if isinstance(held, dict) else {}
+            _merge(held, value)
+        else:
+            base[key] = value
+            if value is None:
+                continue
+            for others in (group - {key} for group in _ALTERNATIVES if key in group):
+                for other in others - set(over):  # a later layer's choice ends an earlier layer's other one
+                    base.pop(other, None)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors(include_url=False):
+        path = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _fields_at(fault["loc"][:-1])
+            hint = did_you_mean(str(fault["loc"][-1]), known) or f"; known here: {', '.join(known)}"
+            lines.append(f"{path}: there is no such key{hint}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            given = fault.get("input")
+            shown = f" (given: {given!r})" if not isinstance(given, dict | BaseModel) else ""
+            lines.append(f"{path or 'configuration'}: {message[0].lower()}{message[1:]}{shown}")
+    head = "the configuration has a fault:" if len(lines) == 1 else f"the configuration has {len(lines)} faults:"
+    return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def _fields_at(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in path:
+        if not (isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields):
+            return []
+        annotation = model.model_fields[str(part)].annotation
+        options = [annotation, *get_args(annotation)] if get_origin(annotation) else [annotation]
+        options += [inner for option in options for inner in get_args(option)]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

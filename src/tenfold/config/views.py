@@ -1,0 +1,82 @@
+"""The views that a run takes of its images."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tenfold.config.base import Probability, Range, Section
+
+
+class CropConfig(Section):
+    """Random resized crop: share of the area and aspect ratio, both drawn uniformly (aspect in the log)."""
+
+    area: Range = (0.08, 1.0)
+    aspect: Range = (3 / 4, 4 / 3)
+
+
+class AffineConfig(Section):
+    """Random rotation (degrees), translation (share of the side), scale and shear (degrees)."""
+
+    probability: Probability = 1.0
+    rotate: float = Field(0.0, ge=0)
+    translate: float = Field(0.0, ge=0, lt=1)
+    scale: Range = (1.0, 1.0)
+    shear: float = Field(0.0, ge=0, lt=90)
+
+
+class JitterConfig(Section):
+    """Colour jitter after SimCLR: factors drawn from 1 ± strength, hue as a share of the circle."""
+
+    probability: Probability = 0.8
+    brightness: float = Field(0.8, ge=0)
+    contrast: float = Field(0.8, ge=0)
+    saturation: float = Field(0.8, ge=0)
+    hue: float = Field(0.2, ge=0, le=0.5)
+
+
+class BlurConfig(Section):
+    """Gaussian blur with a standard deviation drawn uniformly, in pixels."""
+
+    probability: Probability = 0.5
+    sigma: Range = (0.1, 2.0)
+
+
+class EraseConfig(Section):
+    """Random erasing: one rectangle of the given share of the area becomes black."""
+
+    probability: Probability = 0.25
+    area: Range = (0.02, 0.2)
+
+
+class ViewConfig(Section):
+    """One random view; operations happen in the order of the fields, an absent one not at all."""
+
+    crop: CropConfig | None = CropConfig()
+    flip: Probability = Field(0.5, description="probability of a horizontal flip; 0 for digits and text")
+    affine: AffineConfig | None = None
+    jitter: JitterConfig | None = None
+    grayscale: Probability = 0.0
+    blur: BlurConfig | None = None
+    erase: EraseConfig | None = None
+
+
+class EvalViewConfig(Section):
+    """The one view of evaluation and serving: central crop of a share of the shorter side, then resize."""
+
+    crop_proportion: float = Field(0.875, gt=0, le=1)
+
+
+class AugmentConfig(Section):
+    """Every view that a run uses."""
+
+    backend: Literal["auto", "dali", "torchvision"] = "auto"
+    image_size: int = Field(32, ge=8, le=1024, description="side of a view in pixels")
+    contrastive: ViewConfig = ViewConfig(jitter=JitterConfig(), grayscale=0.2, blur=BlurConfig())
+    weak: ViewConfig = ViewConfig()
+    strong: ViewConfig = ViewConfig(jitter=JitterConfig(), grayscale=0.2)
+    evaluation: EvalViewConfig = EvalViewConfig()
+    baseline: Literal["weak", "strong"] = Field("weak", description="view that the baseline trains on")
+    finetune: Literal["weak", "strong"] = Field("weak", description="view that fine-tuning trains on")
+    distill: Literal["weak", "strong"] = Field("weak", description="view that the student trains on")
