@@ -21,10 +21,10 @@ demo: $(STAMP)  ## the whole pipeline on handwritten digits, two labels a class
 	TENFOLD_THREADS=$${TENFOLD_THREADS:-1} $(BIN)/tenfold run --preset digits
 
 test: $(STAMP)  ## the tests, real S3 and MLflow servers among them
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## also the slow ones
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tenfold.config import DataConfig
 from tenfold.data.build import build_dataset
@@ -24,6 +25,11 @@ from tenfold.storage import FileStore, Store
 from tenfold.work import Work
 
 
+def pytest_configure() -> None:
+    """Leave the other core to the test that runs beside this one."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep what a test leaves behind in its own folder, and the machine's settings out of it."""
@@ -31,7 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     folder = tmp_path / "home"
     monkeypatch.setenv("TENFOLD_HOME", str(folder))
-    monkeypatch.setenv("TENFOLD_THREADS", "2")
+    monkeypatch.setenv("TENFOLD_THREADS", "1")  # two tests run at a time
     monkeypatch.setenv("TENFOLD_DEVICE", "cpu")
     return folder
 
