@@ -40,7 +40,7 @@ def wiring(config: RunConfig, dataset: str | None) -> dict[str, dict[str, str]]:
     evaluation = views["evaluation"]
     return {
         "augment": {"dataset": data},
-        "pretrain": {"dataset": data, "views": views["contrastive"]},
+        "pretrain": {"dataset": data, "views": views["contrastive"], "evaluation": evaluation},
         "baseline": {"dataset": data, "views": views["baseline"], "evaluation": evaluation},
         "finetune": {"dataset": data, "views": views["finetune"], "evaluation": evaluation, "encoder": "<pretrain>"},
         "self_train": {"dataset": data, "weak": views["weak"], "strong": views["strong"], "teacher": "<finetune>"},

@@ -122,7 +122,12 @@ def build(images: Images):
             views=views["baseline"],
             evaluation=views["evaluation"],
         )
-        encoder = pretrain(config=config["pretrain"], dataset=dataset, views=views["contrastive"]).outputs["encoder"]
+        encoder = pretrain(
+            config=config["pretrain"],
+            dataset=dataset,
+            views=views["contrastive"],
+            evaluation=views["evaluation"],
+        ).outputs["encoder"]
         tuned = finetune(
             config=config["finetune"], dataset=dataset, views=views["finetune"], evaluation=views["evaluation"],
             encoder=encoder,

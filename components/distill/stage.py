@@ -1,4 +1,4 @@
-"""Distillation: a student learns the teacher's soft labels on all training images (SimCLRv2, section 2)."""
+"""Distillation: a student learns the teacher's soft labels on training images (SimCLRv2, section 2)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tenfold.augment.spec import parse_spec
 from tenfold.augment.stream import ViewStream
-from tenfold.config import DistillConfig
+from tenfold.config import Description, DistillConfig
 from tenfold.data.manifest import Dataset, open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.models.heads import Classifier
-from tenfold.models.saved import Description, build, load_classifier, save
+from tenfold.models.saved import build, load_classifier, save
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
 from tenfold.training.objectives import Distillation
@@ -80,8 +80,12 @@ def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
             evaluation=evaluation.evaluation,
         )  # fmt: skip
         model = cast(Classifier, build(description))
-    config = config.cut(len(unlabelled))
-    streams = {"unlabelled": partial(ViewStream, unlabelled, [spec], config.batch_size, seed, device, threads)}
+    learned = unlabelled
+    if config.images == "labelled":
+        row = {key: number for number, key in enumerate(unlabelled.keys)}
+        soft, learned = soft[[row[key] for key in labelled.keys]], labelled
+    config = config.cut(len(learned))
+    streams = {"unlabelled": partial(ViewStream, learned, [spec], config.batch_size, seed, device, threads)}
     if config.alpha < 1:
         few = min(64, config.batch_size)
         streams["labelled"] = partial(ViewStream, labelled, [spec], few, seed + 1, device, threads)
@@ -94,7 +98,7 @@ def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
         config.alpha,
         config.average,
     )
-    history = fit(objective, streams, config, config.length(len(unlabelled)), device, work)
+    history = fit(objective, streams, config, config.length(len(learned)), device, work)
     save(outputs.student, objective.result(), description)
     (outputs.student / "history.json").write_text(json.dumps(history))
     work.tracker.artifact(outputs.student, "student")

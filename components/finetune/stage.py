@@ -11,11 +11,11 @@ import torch
 
 from tenfold.augment.spec import parse_spec
 from tenfold.augment.stream import ViewStream
-from tenfold.config import BaselineConfig, FinetuneConfig, ResNetConfig, SupervisedConfig
+from tenfold.config import BaselineConfig, Description, FinetuneConfig, ResNetConfig, SupervisedConfig
 from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.models.heads import Classifier, SimCLRModel
-from tenfold.models.saved import Description, build, load, save
+from tenfold.models.saved import build, load, save
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
 from tenfold.training.objectives import Supervised
@@ -75,6 +75,9 @@ def run(config: SupervisedConfig, inputs: Inputs, outputs: Outputs, work: Work) 
         if model.head is not None and pretrained.head is not None:
             kept = model.head.state_dict()
             model.head.load_state_dict({k: v for k, v in pretrained.head.state_dict().items() if k in kept})
+        assert isinstance(config, FinetuneConfig)
+        if config.frozen:
+            model.freeze()
     config = config.cut(len(reader))
     stream = partial(ViewStream, reader, [spec], config.batch_size, seed, device, work.environment.threads)
     objective = Supervised(model, torch.from_numpy(reader.labels()), config.label_smoothing, config.average)

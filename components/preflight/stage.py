@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tenfold.augment.spec import resolve_backend
-from tenfold.config import RunConfig, load_config
+from tenfold.config import Description, HeadConfig, ResNetConfig, RunConfig, changed, load_config
 from tenfold.data.sources import Annotations, annotate, open_source
 from tenfold.environment import Environment
-from tenfold.errors import DataError
+from tenfold.errors import ConfigError, DataError
+from tenfold.fingerprint import digest
 from tenfold.storage import FileStore, free_bytes, open_store
 from tenfold.tracking import parent_run
 
@@ -36,7 +38,41 @@ class Request:
         labels = config.data.labels.model_copy(update={"file": _absolute(config.data.labels.file)})
         data = config.data.model_copy(update={"source": _absolute(config.data.source), "labels": labels})
         augment = config.augment.model_copy(update={"backend": backend})
-        return config.model_copy(update={"augment": augment, "data": data})
+        return _with_init(config.model_copy(update={"augment": augment, "data": data}))
+
+
+def _with_init(config: RunConfig) -> RunConfig:
+    """Return ``config`` with what the encoder of ``pretrain.init`` is, if there is one."""
+    init = config.pretrain.init
+    if init is None:
+        return config
+    path = str(_absolute(init.path))
+    try:
+        text = open_store(path, patient=False).read("model.json").decode()
+        known = Description.model_validate_json(text)
+    except KeyError:
+        raise DataError(
+            f"pretrain.init.path: there is no encoder in {path} (no model.json); `tenfold import-checkpoint` makes one "
+            "of an official or timm checkpoint, and a run leaves its own in the pretrain stage's output"
+        ) from None
+    except ValueError:
+        raise DataError(f"pretrain.init.path: {path}/model.json is no description of a network") from None
+    if known.kind != "simclr":
+        raise DataError(f"pretrain.init.path: {path} holds a classifier; an encoder is needed")
+    pretrain: dict[str, Any] = {"init": {**init.model_dump(), "path": path, "digest": digest(text)}}
+    if init.skip or (known.head is not None and known.head.layers):
+        pretrain["head"] = (known.head or HeadConfig(layers=0)).model_dump()
+    sections = {"pretrain": pretrain}
+    if isinstance(known.network, ResNetConfig):
+        pretrain["network"] = known.network.model_dump()
+        if config.distill.init == "finetuned":
+            sections["distill"] = {"network": known.network.model_dump()}
+    elif config.distill.init == "finetuned":
+        raise ConfigError(
+            f"distill.init is finetuned, but the encoder is timm's {known.network.timm}; set distill.init=scratch and "
+            "distill.network"
+        )
+    return changed(config, sections)
 
 
 def _absolute(address: str | None) -> str | None:

@@ -3,11 +3,12 @@
 from kfp import dsl
 
 
-def pretrain(config: str, dataset: str, views: str, encoder: dsl.Output[dsl.Model]):
+def pretrain(config: str, dataset: str, views: str, evaluation: str, encoder: dsl.Output[dsl.Model]):
     """Pretrain encoder and projection head on all training images, without labels (SimCLR)."""
     from tenfold.execution import execute
 
-    execute("pretrain", config, {"dataset": dataset, "views": views}, {"encoder": encoder.path})
+    inputs = {"dataset": dataset, "views": views, "evaluation": evaluation}
+    execute("pretrain", config, inputs, {"encoder": encoder.path})
 
 
 def component(image: str):

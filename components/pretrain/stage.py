@@ -1,8 +1,9 @@
-"""Pretraining: SimCLR on every training image, without labels."""
+"""Pretraining: SimCLR on every training image, without labels; or an encoder that is there already."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,19 @@ import torch
 
 from tenfold.augment.spec import parse_spec
 from tenfold.augment.stream import ViewStream
-from tenfold.config import PretrainConfig
+from tenfold.config import Description, HeadConfig, InitConfig, Length, PretrainConfig
 from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
+from tenfold.errors import DataError
+from tenfold.evaluation.inference import evaluation_images
+from tenfold.fingerprint import digest
 from tenfold.models.heads import SimCLRModel
-from tenfold.models.saved import Description, build, save
+from tenfold.models.saved import DESCRIPTION, WEIGHTS, build, load, save
+from tenfold.storage import open_store
 from tenfold.training.device import prepare
-from tenfold.training.loop import fit
+from tenfold.training.loop import History, fit
 from tenfold.training.objectives import Contrastive
+from tenfold.training.watch import Watch
 from tenfold.work import Work
 
 CONFIGS = {"pretrain": PretrainConfig}
@@ -26,10 +32,11 @@ CONFIGS = {"pretrain": PretrainConfig}
 
 @dataclass(frozen=True)
 class Inputs:
-    """``dataset``: its URI. ``views``: the contrastive view's specification."""
+    """``dataset``: its URI. ``views``: the contrastive view's specification. ``evaluation``: the view of serving."""
 
     dataset: str
     views: str
+    evaluation: str
 
 
 @dataclass(frozen=True)
@@ -40,25 +47,87 @@ class Outputs:
 
 
 def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) -> None:
-    """Train encoder and projection head with NT-Xent (SimCLR, section 2; head after SimCLRv2)."""
+    """Train encoder and projection head with NT-Xent (SimCLR, section 2; head and memory after SimCLRv2).
+
+    Raises:
+        DataError: the encoder to start from is not there, or is another than preflight saw.
+    """
     device = prepare(work.environment)
     seed = config.seed or 0
-    spec = parse_spec(inputs.views)
-    reader = SplitReader(open_dataset(inputs.dataset), "unlabelled", work.cache)
+    spec, evaluation = parse_spec(inputs.views), parse_spec(inputs.evaluation)
+    assert evaluation.evaluation is not None
+    dataset = open_dataset(inputs.dataset)
+    reader = SplitReader(dataset, "unlabelled", work.cache)
     torch.manual_seed(seed)
-    description = Description(kind="simclr", network=config.network, head=config.head, image_size=spec.image_size)
-    model = build(description)
+    description = Description(
+        kind="simclr", network=config.network, head=config.head, image_size=spec.image_size,
+        evaluation=evaluation.evaluation,
+    )  # fmt: skip
+    if config.init is None:
+        model = build(description)
+    else:
+        model, description = _start(config.init, description, work)
     assert isinstance(model, SimCLRModel)
-    config = config.cut(len(reader))
-    stream = partial(ViewStream, reader, [spec, spec], config.batch_size, seed, device, work.environment.threads)
-    history = fit(
-        Contrastive(model, config.temperature),
-        {"train": stream},
-        config,
-        config.length(len(reader)),
-        device,
-        work,
-    )
+    history: History = []
+    if config.init is None or not config.init.skip:
+        config = config.cut(len(reader))
+        length = config.length(len(reader))
+        _warn(config, len(reader), length, work)
+        watch = None
+        if config.watch:
+            labelled = SplitReader(dataset, "labelled", work.cache)
+            images = evaluation_images(labelled, evaluation)
+            watch = Watch(model, images, labelled.labels(), config.watch, keep_best=config.keep == "best")
+        stream = partial(ViewStream, reader, [spec, spec], config.batch_size, seed, device, work.environment.threads)
+        objective = Contrastive(model, config.temperature, config.memory, watch)
+        history = fit(objective, {"train": stream}, config, length, device, work)
+        if objective.result() is not model:
+            work.reporter.note("an earlier point's features tell the labelled images better; that one is kept")
+        model = objective.result()
     save(outputs.encoder, model, description)
     (outputs.encoder / "history.json").write_text(json.dumps(history))
     work.tracker.artifact(outputs.encoder, "encoder")
+
+
+def _start(init: InitConfig, description: Description, work: Work) -> tuple[SimCLRModel, Description]:
+    """Fetch the encoder to start from; a head that it lacks is made anew."""
+    store, folder = open_store(init.path), work.cache / "init" / (init.digest or "unknown")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = store.read(DESCRIPTION)
+    if digest(text.decode()) != init.digest:
+        raise DataError(f"the encoder in {init.path} is another than preflight saw; run again")
+    (folder / DESCRIPTION).write_bytes(text)
+    (folder / WEIGHTS).write_bytes(store.read(WEIGHTS))
+    model, known = load(folder)
+    if not isinstance(model, SimCLRModel):
+        raise DataError(f"{init.path} holds a classifier; pretraining starts from an encoder")
+    model.train().requires_grad_(True)
+    known = known.model_copy(
+        update={"image_size": description.image_size, "evaluation": description.evaluation, "weights": None}
+    )
+    if not init.skip and known.head == HeadConfig(layers=0) and description.head != known.head:
+        known = known.model_copy(update={"head": description.head})
+        fresh = build(known)
+        assert isinstance(fresh, SimCLRModel)
+        fresh.encoder = model.encoder
+        model = fresh
+    return model, known
+
+
+def _warn(config: PretrainConfig, images: int, length: Length, work: Work) -> None:
+    """Warn of a memory that does not fit the run."""
+    if config.memory is None:
+        return
+    if config.memory.size > images / 4:
+        work.reporter.warn(
+            f"pretrain.memory.size is {config.memory.size:,} for {images:,} images: an image then meets its own "
+            f"earlier views as negatives; at most a quarter, {images // 4:,}, makes sense"
+        )
+    decay = config.memory.momentum
+    half_life = math.log(0.5) / math.log(decay) if decay > 0 else 0.0
+    if half_life > 0.1 * length.steps:
+        better = 0.5 ** (1 / (0.07 * length.steps))
+        work.reporter.warn(
+            f"pretrain.memory.momentum is {decay}: after {half_life:.0f} of {length.steps} steps the momentum encoder "
+            f"still is half its start; {better:.4f} would be a half-life of 7% of the run"
+        )

@@ -22,8 +22,8 @@ from tenfold.evaluation.figures import confidence_histogram
 from tenfold.evaluation.inference import evaluation_images
 from tenfold.evaluation.probes import unit_length
 from tenfold.losses.distillation import sharpen
+from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier
-from tenfold.models.resnet import ResNet
 from tenfold.models.saved import load, load_classifier
 from tenfold.training.device import prepare
 from tenfold.training.soft_labels import balance, propagate
@@ -108,7 +108,7 @@ def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work)
 @torch.no_grad()
 def _infer(
     teachers: list[Classifier],
-    encoder: ResNet | None, reader: SplitReader, passes: list[ViewSpec], seed: int,
+    encoder: Encoder | None, reader: SplitReader, passes: list[ViewSpec], seed: int,
     device: torch.device, work: Work,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
     """Return the mean probabilities (N, C) over teachers and passes and, with an encoder, the mean features (N, d).

@@ -17,7 +17,7 @@ from torch import nn
 
 from tenfold.augment.spec import ViewSpec
 from tenfold.components.promote import stage as promote
-from tenfold.config import BaselineConfig, EvalViewConfig, PromoteConfig, ResNetConfig, ViewConfig
+from tenfold.config import BaselineConfig, Description, EvalViewConfig, PromoteConfig, ResNetConfig, ViewConfig
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.environment import Environment
@@ -25,7 +25,7 @@ from tenfold.evaluation.metrics import score
 from tenfold.execution import execute, read_lineage
 from tenfold.fingerprint import canonical_json
 from tenfold.models.heads import Classifier
-from tenfold.models.saved import Description, build, save
+from tenfold.models.saved import build, save
 from tenfold.predictor import Predictor
 from tenfold.progress import Reporter
 from tenfold.registry import CHALLENGER, CHAMPION, Registry

@@ -278,13 +278,13 @@ def test_resolving_twice_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("given", "images", "steps"),
-    [({"steps": 5}, 1000, 5), ({"epochs": 3}, 1000, 30), ({"epochs": 0.01}, 100, 1)],
+    [({"steps": 5}, 1000, 5), ({"epochs": 3}, 1000, 31), ({"epochs": 0.01}, 100, 1)],
 )
 def test_a_length_is_steps_or_epochs_of_the_data_and_never_nothing(
     given: dict[str, float], images: int, steps: int
 ) -> None:
     section = DistillConfig.model_validate({"epochs": None, **given, "batch_size": 100})
-    assert section.length(images) == steps
+    assert section.length(images).steps == steps
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -135,7 +135,7 @@ def test_a_training_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(
         objective, streams = build(kind, reader, backend)
         if stop is not None:
             objective = stopping(objective, stop)
-        return objective, fit(objective, streams, settings, 7, CPU, work)
+        return objective, fit(objective, streams, settings, settings.length(1), CPU, work)
 
     straight = train(make_work(fingerprint="a" * 64))
     work = each_step(make_work(fingerprint="b" * 64))
@@ -152,21 +152,28 @@ def test_another_run_of_the_same_fingerprint_goes_on_where_the_first_was_stopped
 ) -> None:
     settings, streams = config(6), {"labelled": opener(reader, "torchvision", view=PLAIN)}
     straight = make_supervised(reader)
-    history = fit(straight, streams, settings, 6, CPU, make_work(fingerprint="a" * 64))
+    history = fit(straight, streams, settings, settings.length(1), CPU, make_work(fingerprint="a" * 64))
     with pytest.raises(Stop):
-        fit(stopping(make_supervised(reader), 3), streams, settings, 6, CPU, each_step(make_work(run_id="first")))
+        fit(
+            stopping(make_supervised(reader), 3),
+            streams,
+            settings,
+            settings.length(1),
+            CPU,
+            each_step(make_work(run_id="first")),
+        )
     second, seen = make_supervised(reader), Recorder()
     work = replace(make_work(run_id="second"), tracker=seen)
-    assert_same((straight, history), (second, fit(second, streams, settings, 6, CPU, work)))
+    assert_same((straight, history), (second, fit(second, streams, settings, settings.length(1), CPU, work)))
     assert [step for step, _ in seen.points] == [4, 5, 6], "it did not start again"
 
 
 def test_a_finished_training_is_not_trained_again(make_work: MakeWork, reader: SplitReader) -> None:
     settings, streams = config(3), {"labelled": opener(reader, "torchvision", view=PLAIN)}
     first, again, seen = make_supervised(reader), make_supervised(reader), Recorder()
-    history = fit(first, streams, settings, 3, CPU, make_work())
+    history = fit(first, streams, settings, settings.length(1), CPU, make_work())
     work = replace(make_work(), tracker=seen)
-    assert_same((first, history), (again, fit(again, streams, settings, 3, CPU, work)))
+    assert_same((first, history), (again, fit(again, streams, settings, settings.length(1), CPU, work)))
     assert seen.points == []
 
 
@@ -205,12 +212,12 @@ def test_a_stop_between_two_points_of_the_curves_leaves_them_as_they_would_have_
     settings = config(400, name="sgd", learning_rate=0.01)
     streams = {"train": opener(reader, "torchvision", batch=2, view=PLAIN)}
     straight = Slope()
-    history = fit(straight, streams, settings, 400, CPU, make_work(fingerprint="a" * 64))
+    history = fit(straight, streams, settings, settings.length(1), CPU, make_work(fingerprint="a" * 64))
     assert len(history) == 200
     with pytest.raises(Stop):
-        fit(stopping(Slope(), 11), streams, settings, 400, CPU, each_step(make_work()))
+        fit(stopping(Slope(), 11), streams, settings, settings.length(1), CPU, each_step(make_work()))
     resumed = Slope()
-    assert_same((straight, history), (resumed, fit(resumed, streams, settings, 400, CPU, make_work())))
+    assert_same((straight, history), (resumed, fit(resumed, streams, settings, settings.length(1), CPU, make_work())))
 
 
 def test_a_point_of_the_curves_is_the_mean_of_its_steps_and_reaches_the_tracker(
@@ -218,7 +225,14 @@ def test_a_point_of_the_curves_is_the_mean_of_its_steps_and_reaches_the_tracker(
 ) -> None:
     streams, seen = {"train": opener(reader, "torchvision", view=PLAIN)}, Recorder()
     work = replace(make_work(), tracker=seen)
-    history = fit(Slope(), streams, config(20, learning_rate=0.1, warmup=0.5), 20, CPU, work)
+    history = fit(
+        Slope(),
+        streams,
+        config(20, learning_rate=0.1, warmup=0.5),
+        config(20, learning_rate=0.1, warmup=0.5).length(1),
+        CPU,
+        work,
+    )
     assert [point["step"] for point in history] == list(range(1, 21))
     assert [{"step": step, **values} for step, values in seen.points] == history
     assert history[0].keys() == {"step", "loss", "first", "gradient_norm", "learning_rate"}
@@ -230,7 +244,14 @@ def test_training_lowers_the_loss_and_leaves_the_networks_in_evaluation_mode(
 ) -> None:
     objective = make_supervised(reader)
     streams = {"labelled": opener(reader, "torchvision", batch=20, view=PLAIN)}
-    history = fit(objective, streams, config(20, name="sgd", learning_rate=0.1), 20, CPU, make_work())
+    history = fit(
+        objective,
+        streams,
+        config(20, name="sgd", learning_rate=0.1),
+        config(20, name="sgd", learning_rate=0.1).length(1),
+        CPU,
+        make_work(),
+    )
     assert history[0]["loss"] == pytest.approx(math.log(10), abs=1e-5), "the classifier starts at zero"
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     for model in (objective.model, objective.result()):
@@ -243,12 +264,12 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_update_and_names
 ) -> None:
     streams = {"train": opener(reader, "torchvision", view=PLAIN)}
     healthy = Slope()
-    fit(healthy, streams, config(5), 5, CPU, make_work(fingerprint="a" * 64, run_id="healthy"))
+    fit(healthy, streams, config(5), config(5).length(1), CPU, make_work(fingerprint="a" * 64, run_id="healthy"))
     sick, work = Slope(bad_step=3, bad=bad), each_step(make_work())
     with pytest.raises(
         NonFiniteError, match=f"the {'gradient' if bad == 'gradient' else 'loss'} is not finite at step 3"
     ):
-        fit(sick, streams, config(5), 5, CPU, work)
+        fit(sick, streams, config(5), config(5).length(1), CPU, work)
     assert all(parameter.isfinite().all() for parameter in sick.parameters())
     assert sick.steps == 3
     recorded = json.loads(work.store.read(f"{work.own}nonfinite.json"))
@@ -260,9 +281,9 @@ def test_a_non_finite_step_leaves_the_weights_of_the_step_before(make_work: Make
     streams, settings = {"train": opener(reader, "torchvision", view=PLAIN)}, config(5, learning_rate=0.5)
     sick, stopped = Slope(bad_step=3, bad="nan"), stopping(Slope(), 2)
     with pytest.raises(NonFiniteError):
-        fit(sick, streams, settings, 5, CPU, make_work(fingerprint="a" * 64))
+        fit(sick, streams, settings, settings.length(1), CPU, make_work(fingerprint="a" * 64))
     with pytest.raises(Stop):
-        fit(stopped, streams, settings, 5, CPU, make_work(fingerprint="b" * 64))
+        fit(stopped, streams, settings, settings.length(1), CPU, make_work(fingerprint="b" * 64))
     assert torch.equal(sick.layer.weight, stopped.layer.weight)  # type: ignore[arg-type]
     assert NonFiniteError.exit_code == 2, "the same again would fail the same way"
 
@@ -275,6 +296,6 @@ def test_a_checkpoint_that_is_due_by_time_alone_is_written_and_one_that_is_not_i
         work = make_work(fingerprint=str(int(seconds > 0)) * 64)
         work = replace(work, environment=replace(work.environment, checkpoint_seconds=seconds))
         with pytest.raises(Stop):
-            fit(stopping(Slope(), 4), streams, config(9), 9, CPU, work)
+            fit(stopping(Slope(), 4), streams, config(9), config(9).length(1), CPU, work)
         found = {e.key.split("/checkpoints/")[1].split("/")[0] for e in work.store.list(work.own)}
         assert found == expected

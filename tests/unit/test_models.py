@@ -12,57 +12,77 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tenfold.config import EvalViewConfig, HeadConfig, ResNetConfig
+from tenfold.config import Description, EvalViewConfig, HeadConfig, ResNetConfig
 from tenfold.errors import DataError
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
+from tenfold.models.norm import BatchNorm
 from tenfold.models.resnet import Block, ResNet, SamePool, conv, count_parameters
-from tenfold.models.saved import Description, build, load, load_classifier, save
+from tenfold.models.saved import build, file_digest, load, load_classifier, save
 
 TINY = ResNetConfig(depth=10, width=0.125)
 
-#: (depth, width, small stem, trainable parameters) of the official code; REFERENCE.md 1.5.
+#: depth, width, selective kernels, small images → trainable parameters, of the official code's networks.
 BACKBONES = [
-    (18, 1, True, 11_173_056),
-    (18, 1, False, 11_180_736),
-    (34, 1, False, 21_288_896),
-    (50, 1, True, 23_500_352),
-    (50, 1, False, 23_508_032),
-    (50, 2, False, 93_907_072),
-    (50, 4, False, 375_378_176),
-    (101, 1, False, 42_500_160),
-    (101, 2, False, 169_771_136),
-    (152, 1, False, 58_143_808),
-    (152, 2, False, 232_253_568),
-    (152, 3, False, 522_329_280),
-]
+    (18, 1, False, True, 11_173_056), (18, 1, False, False, 11_180_736), (18, 1, True, False, 11_199_968),
+    (34, 1, False, False, 21_288_896),
+    (50, 1, False, True, 23_500_352), (50, 1, False, False, 23_508_032), (50, 1, True, False, 35_215_584),
+    (50, 2, False, False, 93_907_072), (50, 2, True, False, 140_306_048), (50, 4, False, False, 375_378_176),
+    (101, 1, False, False, 42_500_160), (101, 1, True, False, 64_662_304),
+    (101, 2, False, False, 169_771_136), (101, 2, True, False, 257_132_224),
+    (152, 1, False, False, 58_143_808), (152, 1, True, False, 88_940_896),
+    (152, 2, False, False, 232_253_568), (152, 2, True, False, 353_398_528),
+    (152, 3, False, False, 522_329_280), (152, 3, True, False, 794_704_160),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("depth", "width", "small", "expected"), BACKBONES)
-def test_an_encoder_has_the_parameters_of_the_official_code(depth: int, width: int, small: bool, expected: int) -> None:
+@pytest.mark.parametrize(("depth", "width", "selective", "small", "expected"), BACKBONES)
+def test_an_encoder_has_the_parameters_of_the_official_code(
+    depth: int, width: int, selective: bool, small: bool, expected: int
+) -> None:
     with torch.device("meta"):
-        assert count_parameters(ResNet(depth, width, small)) == expected
+        encoder = ResNet(depth, width, selective_kernels=selective, small_images=small)
+    assert count_parameters(encoder) == expected
 
 
 @pytest.mark.parametrize(
-    ("depth", "small", "convolutions", "norms", "moving"), [(18, True, 21, 21, 9_728), (50, False, 53, 53, 53_120)]
+    ("depth", "selective", "small", "convolutions", "norms", "moving"),
+    [(18, False, True, 21, 21, 9_728), (50, False, False, 53, 53, 53_120), (50, True, False, 87, 71, 61_824)],
 )
 def test_an_encoder_has_the_layers_of_the_official_code(
-    depth: int, small: bool, convolutions: int, norms: int, moving: int
+    depth: int, selective: bool, small: bool, convolutions: int, norms: int, moving: int
 ) -> None:
     with torch.device("meta"):
-        encoder = ResNet(depth, 1, small)
+        encoder = ResNet(depth, 1, selective_kernels=selective, small_images=small)
     assert sum(isinstance(m, nn.Conv2d) for m in encoder.modules()) == convolutions
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in encoder.modules()) == norms
+    assert sum(isinstance(m, BatchNorm) for m in encoder.modules()) == norms
     statistics = [b for name, b in encoder.named_buffers() if name.endswith(("running_mean", "running_var"))]
     assert sum(b.numel() for b in statistics) == moving
 
 
 @pytest.mark.parametrize(
-    ("inputs", "expected"), [(512, 592_000), (2048, 8_659_072), (4096, 34_095_232), (8192, 135_299_200)]
+    ("inputs", "expected"),
+    [(512, 592_000), (2048, 8_659_072), (4096, 34_095_232), (6144, 76_308_608), (8192, 135_299_200)],
 )
 def test_a_three_layer_head_has_the_parameters_of_the_official_code(inputs: int, expected: int) -> None:
     with torch.device("meta"):
         assert count_parameters(ProjectionHead(inputs)) == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "widths"), [(0, []), (1, [8]), (2, [24, 8]), (3, [24, 24, 8]), (4, [24, 24, 24, 8])]
+)
+def test_a_head_has_as_many_layers_of_the_width_that_is_asked_for(layers: int, widths: list[int]) -> None:
+    head = ProjectionHead(16, layers, 8, 24)
+    assert [head.width_after(layer + 1) for layer in range(layers)] == widths
+    assert head.width_after(0) == 16
+    h = torch.randn(4, 16)
+    assert head(h).shape == (4, widths[-1] if widths else 16)
+    if not layers:
+        assert torch.equal(head(h), h)
+    else:
+        assert [norm.bias.requires_grad for norm in head.modules() if isinstance(norm, BatchNorm)] == [
+            number < layers - 1 for number in range(layers)
+        ]
 
 
 def padded_same(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -97,7 +117,7 @@ def test_every_block_starts_as_its_shortcut(depth: int) -> None:
     blocks = [m for m in ResNet(depth, 0.125).modules() if isinstance(m, Block)]
     assert len(blocks) == {10: 4, 50: 16}[depth]
     for block in blocks:
-        last = [m for m in block.body.modules() if isinstance(m, nn.BatchNorm2d)]
+        last = [m for m in block.body.modules() if isinstance(m, BatchNorm)]
         assert last[-1].weight.eq(0).all()
         assert all(norm.weight.eq(1).all() for norm in last[:-1])
 
@@ -113,9 +133,9 @@ def test_the_first_block_of_each_group_alone_projects(depth: int) -> None:
 
 @pytest.mark.parametrize(("small", "side"), [(True, 4), (False, 1)])
 def test_an_encoder_shrinks_an_image_of_32_pixels_to_its_last_group(small: bool, side: int) -> None:
-    encoder = ResNet(10, 0.125, small).eval()
+    encoder = ResNet(10, 0.125, small_images=small).eval()
     x = torch.rand(2, 3, 32, 32)
-    assert encoder.groups(encoder.stem(x)).shape == (2, encoder.features, side, side)
+    assert encoder.groups(encoder.pool(encoder.stem(x))).shape == (2, encoder.features, side, side)
     assert encoder(x).shape == (2, 64)
 
 
@@ -135,7 +155,7 @@ def tiny_head(features: int, layers: int = 3) -> ProjectionHead:
 
 def test_the_last_norm_of_a_head_has_no_offset_to_train() -> None:
     head = tiny_head(16)
-    norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm1d)]
+    norms = [m for m in head.modules() if isinstance(m, BatchNorm)]
     assert [norm.bias.requires_grad for norm in norms] == [True, True, False]
     assert norms[-1].bias.eq(0).all()
 
@@ -202,7 +222,7 @@ def test_a_saved_network_comes_back_with_equal_outputs(tmp_path: Path, descripti
     model.eval()
     save(tmp_path / "model", model, description)
     again, read = load(tmp_path / "model")
-    assert read == description
+    assert read.model_copy(update={"weights": None}) == description
     assert not again.training
     with torch.no_grad():
         assert torch.equal(model(x), again(x))
@@ -229,6 +249,13 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
+def declare(folder: Path) -> None:
+    """Make the description name the weights that are there."""
+    described = json.loads((folder / "model.json").read_text())
+    described["weights"] = file_digest(folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(described))
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
 @pytest.mark.parametrize("writer", ["pickle", "torch"])
 def test_a_hostile_pickle_is_refused_and_never_run(tmp_path: Path, saved: Path, name: str, writer: str) -> None:
@@ -240,7 +267,7 @@ def test_a_hostile_pickle_is_refused_and_never_run(tmp_path: Path, saved: Path, 
         canary.unlink()
     else:
         torch.save({"weight": _Canary(canary)}, saved / name)
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match=r"damaged|fetch them again"):
         load(saved)
     assert not canary.exists()
 
@@ -250,7 +277,7 @@ def test_a_hostile_pickle_is_refused_and_never_run(tmp_path: Path, saved: Path, 
 def test_a_cut_file_is_refused(saved: Path, name: str, keep: int) -> None:
     data = (saved / name).read_bytes()
     (saved / name).write_bytes(data[:keep])
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match=r"damaged|fetch them again"):
         load(saved)
 
 
@@ -270,6 +297,9 @@ def test_weights_of_another_network_are_refused(saved: Path, tmp_path: Path) -> 
     wider = classifier_description().model_copy(update={"network": ResNetConfig(depth=10, width=0.25)})
     save(tmp_path / "wider", build(wider), wider)
     shutil.copy(tmp_path / "wider" / "model.safetensors", saved)
+    with pytest.raises(DataError, match="fetch them again"):
+        load(saved)
+    declare(saved)
     with pytest.raises(DataError, match="do not fit"):
         load(saved)
 
@@ -278,6 +308,7 @@ def test_weights_that_lack_a_tensor_are_refused(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     del weights["linear.bias"]
     save_file(weights, saved / "model.safetensors")
+    declare(saved)
     with pytest.raises(DataError, match="do not fit"):
         load(saved)
 

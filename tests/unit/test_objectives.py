@@ -91,10 +91,10 @@ def test_a_warmed_up_average_forgets_its_start_quickly() -> None:
     for _ in range(20):
         cold.update(target)
         warm.update(target)
-    goal = target.encoder.stem[0].weight
+    goal = target.encoder.stem[0][0].weight
 
     def distance(average: Average) -> float:
-        return (average.model.encoder.stem[0].weight - goal).norm().item()  # type: ignore[union-attr, operator]
+        return (average.model.encoder.stem[0][0].weight - goal).norm().item()  # type: ignore[union-attr, operator]
 
     assert distance(warm) < 0.01 * distance(cold)
     assert warm.updates == 20

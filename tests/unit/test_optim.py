@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tenfold.config import OptimizerConfig
+from tenfold.config import Length, OptimizerConfig
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.optim.build import build_optimizer, peak_rate, rate_at
@@ -102,7 +102,7 @@ def test_the_paper_s_pretraining_rate_is_6_4() -> None:
 
 
 def test_the_rate_rises_in_a_line_from_0_and_falls_in_a_cosine_to_0() -> None:
-    rates = [rate_at(step, 100, 10, 2.0) for step in range(101)]
+    rates = [rate_at(step, Length(100, 10), 2.0) for step in range(101)]
     assert rates[:11] == pytest.approx([0.2 * step for step in range(11)])
     assert rates[55] == pytest.approx(1.0)
     assert rates[10 + 30] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi / 3)))
@@ -111,11 +111,11 @@ def test_the_rate_rises_in_a_line_from_0_and_falls_in_a_cosine_to_0() -> None:
 
 
 def test_without_warmup_the_first_step_has_the_peak_rate() -> None:
-    assert rate_at(0, 10, 0, 2.0) == 2.0
+    assert rate_at(0, Length(10, 0), 2.0) == 2.0
 
 
 def test_a_run_that_is_all_warmup_has_a_finite_rate() -> None:
-    assert [rate_at(step, 2, 2, 1.0) for step in range(2)] == [0.0, 0.5]
+    assert [rate_at(step, Length(2, 2), 1.0) for step in range(2)] == [0.0, 0.5]
 
 
 def names_by_group(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[set[str]]:
@@ -123,27 +123,35 @@ def names_by_group(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[s
     return [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_biases_norms_and_the_classifier_are_not_decayed_and_all_else_is(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "decayed"),
+    [("lars", {"kernels", "classifier"}), ("sgd", {"kernels", "classifier", "biases"}), ("adamw", {"kernels"})],
+)
+def test_each_optimizer_decays_what_the_official_code_decays(name: str, decayed: set[str]) -> None:
     encoder = ResNet(10, 0.125)
     model = Classifier(encoder, ProjectionHead(encoder.features, 3, 8), 2, 5)
     config = OptimizerConfig.model_validate({"name": name, "weight_decay": 0.01})
     optimizer = build_optimizer(config, [model], 64)
-    decayed, excluded = names_by_group(optimizer, model)
-    assert decayed == {n for n, p in model.named_parameters() if p.ndim > 1 and not n.startswith("linear.")}
-    assert excluded == {n for n, p in model.named_parameters()} - decayed
-    assert {"linear.weight", "linear.bias", "head.layers.0.1.weight", "encoder.stem.1.bias"} <= excluded
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
-    if name == "lars":
-        assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+    everything = {n for n, _ in model.named_parameters()}
+    kinds = {"classifier": {"linear.weight"}, "biases": {"linear.bias"}}
+    kinds["kernels"] = {n for n, p in model.named_parameters() if p.ndim > 1} - kinds["classifier"]
+    kinds["norms"] = everything - set().union(*kinds.values())
+    assert {"head.layers.0.1.weight", "encoder.stem.1.bias"} <= kinds["norms"]
+    found = set()
+    for group, names in zip(optimizer.param_groups, names_by_group(optimizer, model), strict=True):
+        (kind,) = [kind for kind, members in kinds.items() if members == names]
+        assert group["weight_decay"] == (0.01 if kind in decayed else 0.0)
+        assert group.get("adapt", kind == "kernels") == (kind == "kernels")
+        found |= names
+    assert found == everything
 
 
 def test_the_head_s_fixed_offset_is_not_given_to_the_optimizer() -> None:
     model = SimCLRModel(ResNet(10, 0.125), ProjectionHead(64, 3, 8))
-    decayed, excluded = names_by_group(build_optimizer(OptimizerConfig(), [model], 64), model)
-    assert "head.layers.2.1.weight" in excluded
-    assert "head.layers.2.1.bias" not in decayed | excluded
-    assert decayed | excluded == {n for n, p in model.named_parameters() if p.requires_grad}
+    given = set().union(*names_by_group(build_optimizer(OptimizerConfig(), [model], 64), model))
+    assert "head.layers.2.1.weight" in given
+    assert "head.layers.2.1.bias" not in given
+    assert given == {n for n, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])

@@ -10,14 +10,14 @@ from PIL import Image
 from torch import nn
 
 from tenfold.augment.spec import ViewSpec
-from tenfold.config import EvalViewConfig, ResNetConfig
+from tenfold.config import Description, EvalViewConfig, ResNetConfig
 from tenfold.data.decode import encode_png
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import BadImageError, DataError
 from tenfold.evaluation.inference import apply, evaluation_images, probabilities
 from tenfold.models.heads import Classifier
-from tenfold.models.saved import Description, build, load_classifier, save
+from tenfold.models.saved import build, load_classifier, save
 from tenfold.predictor import Predictor
 
 CLASSES = ["ant", "bee", "cat"]

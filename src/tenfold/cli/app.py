@@ -242,6 +242,34 @@ def _download(model: str, folder: Path) -> Path:
     return registry.download(which, folder)
 
 
+@app.command("import-checkpoint")
+def import_checkpoint(
+    source: Annotated[Path, typer.Argument(help="TensorFlow checkpoint of google-research/simclr, or timm weights.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.")],
+    average: Annotated[bool, typer.Option(help="The moving average's copy (ema_model/).")] = False,
+    from_head_layer: Annotated[
+        int | None,
+        typer.Option(help="Import the classifier, on this layer of the head: 1 if fine-tuned on 1% or 10%, else 0."),
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="Text file of the classifier's class names in order.")] = None,
+    timm: Annotated[str | None, typer.Option(help="SOURCE holds weights of this timm model.")] = None,
+    image_size: Annotated[int, typer.Option(help="Side of the views that it was trained on.")] = 224,
+) -> None:
+    """Make an official SimCLR checkpoint, or a timm model's weights, an encoder for `pretrain.init.path`."""
+    from tenfold.models.imported import import_official, import_timm
+
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
+        raise DataError(f"{output} is there already; name a new folder")
+    if timm is not None:
+        if average or classes is not None or from_head_layer is not None:
+            raise ConfigError("--average, --classes and --from-head-layer are for official checkpoints, not for --timm")
+        description = import_timm(source, timm, output, image_size)
+    else:
+        names = classes.read_text().splitlines() if classes is not None else None
+        description = import_official(source, output, average, from_head_layer, names, image_size)
+    console.print(f"wrote {output}: {description.kind}, {description.network!r}", highlight=False, markup=False)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

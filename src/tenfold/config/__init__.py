@@ -8,18 +8,20 @@ changed field reruns what depends on it and nothing before it.
 
 from tenfold.config.base import Section
 from tenfold.config.data import DataConfig, LabelsConfig, SplitConfig
-from tenfold.config.loading import compose, load_config, load_preset, preset_names
+from tenfold.config.loading import changed, compose, load_config, load_preset, preset_names
+from tenfold.config.networks import Description, HeadConfig, ResNetConfig, TimmConfig
 from tenfold.config.run import SECTIONS, STAGES, EvaluateConfig, PromoteConfig, RunConfig
 from tenfold.config.training import (
     BaselineConfig,
     DistillConfig,
     FinetuneConfig,
-    HeadConfig,
+    InitConfig,
+    Length,
+    MemoryConfig,
     OptimizerConfig,
     PretrainConfig,
     PropagateConfig,
     PseudoLabelConfig,
-    ResNetConfig,
     SelfTrainConfig,
     SupervisedConfig,
     TrainConfig,
@@ -44,14 +46,18 @@ __all__ = [
     "BlurConfig",
     "CropConfig",
     "DataConfig",
+    "Description",
     "DistillConfig",
     "EraseConfig",
     "EvalViewConfig",
     "EvaluateConfig",
     "FinetuneConfig",
     "HeadConfig",
+    "InitConfig",
     "JitterConfig",
     "LabelsConfig",
+    "Length",
+    "MemoryConfig",
     "OptimizerConfig",
     "PretrainConfig",
     "PromoteConfig",
@@ -63,8 +69,10 @@ __all__ = [
     "SelfTrainConfig",
     "SplitConfig",
     "SupervisedConfig",
+    "TimmConfig",
     "TrainConfig",
     "ViewConfig",
+    "changed",
     "compose",
     "load_config",
     "load_preset",

@@ -90,6 +90,21 @@ def load_config(
         raise ConfigError(_explain(error)) from None
 
 
+def changed(config: RunConfig, sections: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """Return ``config`` with fields of some sections replaced, checked as a whole again.
+
+    Raises:
+        ConfigError: the sections do not fit each other any more.
+    """
+    values = config.model_dump()
+    for section, fields in sections.items():
+        values[section] |= fields
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")

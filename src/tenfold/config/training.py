@@ -1,31 +1,13 @@
-"""Networks, optimizers, and what each training stage does with them."""
+"""Optimizers, and what each training stage does."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from tenfold.config.base import Positive, Probability, Section, Seed
-
-
-class ResNetConfig(Section):
-    """SimCLRv2's ResNet."""
-
-    depth: Literal[10, 18, 34, 50, 101, 152, 200] = 18
-    width: float = Field(1.0, gt=0, le=8, description="multiplier of the channel counts")
-    small_images: bool = Field(True, description="3x3 stem with stride 1 and no max-pooling")
-    zero_gain: bool = Field(
-        True,
-        description="blocks start as the identity, as in the papers; a run of some hundred steps does better without",
-    )
-
-
-class HeadConfig(Section):
-    """The projection head: hidden width as wide as the encoder's output, then a linear output layer."""
-
-    layers: int = Field(3, ge=1, le=4)
-    features: int = Field(128, ge=2)
+from tenfold.config.networks import HeadConfig, ResNetConfig
 
 
 class OptimizerConfig(Section):
@@ -39,6 +21,14 @@ class OptimizerConfig(Section):
     momentum: Probability = 0.9
     weight_decay: float = Field(1e-4, ge=0)
     warmup: Probability = Field(0.05, description="share of the steps")
+    warmup_epochs: float | None = Field(None, ge=0, description="instead of the share")
+
+
+class Length(NamedTuple):
+    """Steps in all, and those of them over which the learning rate rises."""
+
+    steps: int
+    warmup: int
 
 
 class TrainConfig(Section):
@@ -60,21 +50,54 @@ class TrainConfig(Section):
         """Return the same with a batch no larger than ``images``, so that no batch holds an image twice."""
         return self.model_copy(update={"batch_size": max(2, min(self.batch_size, images))})
 
-    def length(self, images: int, batch_size: int | None = None) -> int:
-        """Return the number of steps over ``images``, of which each step takes ``batch_size`` (default: the batch)."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * images / (batch_size or self.batch_size)))
+    def length(self, images: int, batch_size: int | None = None) -> Length:
+        """Return the number of steps over ``images``, of which each step takes ``batch_size`` (default: the batch).
+
+        As the official SimCLR code counts: ``epochs`` over N images in batches of B are N·epochs // B + 1 steps, and
+        a warm-up in epochs is rounded to the nearest step.
+        """
+        batch = batch_size or self.batch_size
+        steps = self.steps or int(images * (self.epochs or 0) // batch) + 1
+        if self.optimizer.warmup_epochs is None:
+            return Length(steps, round(self.optimizer.warmup * steps))
+        return Length(steps, min(steps, round(self.optimizer.warmup_epochs * images // batch)))
+
+
+class MemoryConfig(Section):
+    """MoCo's memory: a momentum encoder, and a queue of the keys that it made (SimCLRv2, section 2)."""
+
+    size: int = Field(65_536, ge=1, description="keys that are kept; at most a quarter of the images makes sense")
+    momentum: float = Field(0.999, ge=0, lt=1, description="decay of the momentum encoder")
+
+
+class InitConfig(Section):
+    """An encoder that is there already: imported, or of an earlier run."""
+
+    path: str = Field(description="folder or s3:// prefix with model.json and model.safetensors")
+    skip: bool = Field(False, description="take it as it is, without pretraining")
+    digest: str | None = Field(None, description="filled in by preflight: the sha256 of its description")
 
 
 class PretrainConfig(TrainConfig):
     """SimCLR on all training images."""
 
     epochs: float | None = 100
-    network: ResNetConfig = ResNetConfig()
-    head: HeadConfig = HeadConfig()
+    network: ResNetConfig = Field(ResNetConfig(), description="with init: the one that is there")
+    head: HeadConfig = Field(HeadConfig(), description="with init: its own, if it has one")
     temperature: Positive = 0.5
+    memory: MemoryConfig | None = None
+    init: InitConfig | None = None
+    watch: int = Field(0, ge=0, description="how many times kNN accuracy, alignment and uniformity are measured")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="best: of the watched points, one that beats the last by more than a standard error",
+    )
+
+    @model_validator(mode="after")
+    def _watched(self) -> PretrainConfig:
+        if self.keep == "best" and not self.watch:
+            raise ValueError("keep is best, so watch must say how many points there are to choose from")
+        return self
 
 
 class SupervisedConfig(TrainConfig):
@@ -89,7 +112,8 @@ class SupervisedConfig(TrainConfig):
 class FinetuneConfig(SupervisedConfig):
     """The teacher: from the pretrained encoder, on the labelled subset."""
 
-    from_head_layer: int = Field(1, ge=0, le=4, description="layers of the projection head that are kept")
+    from_head_layer: int = Field(1, ge=0, le=8, description="layers of the projection head that are kept")
+    frozen: bool = Field(False, description="linear evaluation: train the classifier alone, batch norm as it is")
 
 
 class BaselineConfig(SupervisedConfig):
@@ -100,7 +124,7 @@ class BaselineConfig(SupervisedConfig):
 
     network: ResNetConfig | None = Field(None, description="the student's")
     head: HeadConfig | None = Field(None, description="the student's")
-    from_head_layer: int = Field(0, ge=0, le=4, description="the student's")
+    from_head_layer: int = Field(0, ge=0, le=8, description="the student's")
 
 
 class SelfTrainConfig(TrainConfig):
@@ -149,6 +173,7 @@ class DistillConfig(TrainConfig):
         description="finetuned: start from the fine-tuned teacher, whose network the student then has",
     )
     targets: Literal["soft_labels", "live_teacher"] = "soft_labels"
+    images: Literal["all", "labelled"] = Field("all", description="training images that it learns from")
     temperature: Positive = 1.0
     alpha: Probability = Field(1.0, description="weight of distillation against the true labels")
     average: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0: none")

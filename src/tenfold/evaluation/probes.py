@@ -1,4 +1,4 @@
-"""Classifiers on fixed features: logistic regression, and label spreading over a kNN graph (scikit-learn)."""
+"""Classifiers on fixed features: logistic regression and label spreading (scikit-learn), nearest neighbours."""
 
 from __future__ import annotations
 
@@ -54,6 +54,35 @@ def label_spreading(
     )
     mean = spread[nearest].mean(1) + 1e-9
     return _spread_columns(mean / mean.sum(1, keepdims=True), model.classes_, classes)
+
+
+def nearest_neighbours(features: Floats, labels: Ints, queries: Floats, classes: int, neighbours: int) -> Floats:
+    """Vote of the labelled features with the largest cosines, each vote weighted by exp(cosine / 0.07).
+
+    Returns:
+        Class probabilities (Q, classes).
+
+    Source: Wu et al. 2018 (instance discrimination), section 3.4, whose weighting later work kept.
+    """
+    return _vote(unit_length(queries) @ unit_length(features).T, labels, classes, neighbours)
+
+
+def leave_one_out_accuracy(features: Floats, labels: Ints, neighbours: int) -> float:
+    """Return the share of features whose class the others tell by :func:`nearest_neighbours`."""
+    unit = unit_length(features)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    votes = _vote(cosines, labels, int(labels.max()) + 1, min(neighbours, len(labels) - 1))
+    return float((votes.argmax(1) == labels).mean())
+
+
+def _vote(cosines: Floats, labels: Ints, classes: int, neighbours: int) -> Floats:
+    neighbours = min(neighbours, cosines.shape[1])
+    nearest = np.argpartition(-cosines, neighbours - 1, axis=1)[:, :neighbours]
+    weights = np.exp((np.take_along_axis(cosines, nearest, 1) - 1) / 0.07)
+    votes = np.zeros((len(cosines), classes))
+    np.add.at(votes, (np.arange(len(cosines))[:, None], labels[nearest]), weights)
+    return np.asarray(votes / votes.sum(1, keepdims=True))
 
 
 def _spread_columns(probabilities: Floats, present: Ints, classes: int) -> Floats:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.models.resnet import ResNet
+from tenfold.models.encoder import Encoder
+from tenfold.models.norm import BatchNorm
 
 
 class ProjectionHead(nn.Module):
     """Dense layers without bias, each with batch norm; ReLU after all but the last.
 
-    Widths C → C → … → ``features``. The last batch norm has a gain but no offset, so its bias is fixed at 0.
-    Source: SimCLRv2, section 2 ("a deeper projection head"); official ``model.py``.
+    Widths: ``inputs`` → ``width`` → … → ``width`` → ``features``. One layer is the papers' linear head, none
+    leaves the encoder's output as it is. The last batch norm has a gain but no offset: its bias is fixed at 0.
+
+    Source: SimCLR, section 4.2; SimCLRv2, section 2 (deeper heads); the official ``model.py``.
     """
 
-    def __init__(self, inputs: int, layers: int = 3, features: int = 128) -> None:
+    def __init__(self, inputs: int, layers: int = 3, features: int = 128, width: int | None = None) -> None:
+        """Build the head; its hidden ``width`` is that of ``inputs`` unless given."""
         super().__init__()
-        widths = [inputs] * layers + [features]
+        self.inputs = inputs
+        widths = [inputs] + [width or inputs] * (layers - 1) + [features]
         self.layers = nn.ModuleList()
         for number in range(layers):
             dense = nn.Linear(widths[number], widths[number + 1], bias=False)
             nn.init.normal_(dense.weight, std=0.01)
-            normed = nn.BatchNorm1d(widths[number + 1], eps=1e-5, momentum=0.1)
-            if number == layers - 1:
-                assert normed.bias is not None
-                normed.bias.requires_grad_(False)
-            self.layers.append(nn.Sequential(dense, normed))
+            self.layers.append(nn.Sequential(dense, BatchNorm(widths[number + 1], offset=number < layers - 1)))
 
     def hidden(self, h: Tensor, layer: int) -> Tensor:
         """Return the output of the first ``layer`` layers (0: ``h`` itself), after their ReLUs."""
@@ -42,17 +43,17 @@ class ProjectionHead(nn.Module):
 
     def width_after(self, layer: int) -> int:
         """Return the width of :meth:`hidden`'s output."""
-        modules = self.layers[layer - 1 if layer else 0]
-        assert isinstance(modules, nn.Sequential)
-        dense = modules[0]
-        assert isinstance(dense, nn.Linear)
-        return dense.out_features if layer else dense.in_features
+        if layer == 0:
+            return self.inputs
+        normed = self.layers[layer - 1].get_submodule("1")
+        assert isinstance(normed, BatchNorm)
+        return len(normed.weight)
 
 
 class SimCLRModel(nn.Module):
     """Encoder f and projection head g: z = g(f(x))."""
 
-    def __init__(self, encoder: ResNet, head: ProjectionHead) -> None:
+    def __init__(self, encoder: Encoder, head: ProjectionHead) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
@@ -63,11 +64,14 @@ class SimCLRModel(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Encoder, the first ``layer`` layers of a projection head, and a linear layer that starts at zero."""
+    """Encoder, the first ``layer`` layers of a projection head, and a linear layer that starts at zero.
 
-    def __init__(self, encoder: ResNet, head: ProjectionHead | None, layer: int, classes: int) -> None:
+    With ``frozen`` the linear layer alone is trained, on features in evaluation mode (linear evaluation).
+    """
+
+    def __init__(self, encoder: Encoder, head: ProjectionHead | None, layer: int, classes: int) -> None:
         super().__init__()
-        self.encoder, self.layer = encoder, layer
+        self.encoder, self.layer, self.frozen = encoder, layer, False
         self._linear_output = head is not None and layer == len(head.layers)
         self.head = head if layer else None
         width = head.width_after(layer) if head is not None and layer else encoder.features
@@ -76,6 +80,22 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.linear.bias)
         if self.head is not None:  # layers behind the one that is used would never get a gradient
             self.head.layers = self.head.layers[:layer]
+
+    def freeze(self) -> None:
+        """Train the linear layer alone from now on."""
+        self.frozen = True
+        self.requires_grad_(False)
+        self.linear.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Set the mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            for part in (self.encoder, self.head):
+                if part is not None:
+                    part.eval()
+        return self
 
     def features(self, x: Tensor) -> Tensor:
         """Return what the linear layer sees, (N, width)."""

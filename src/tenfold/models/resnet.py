@@ -6,8 +6,12 @@ implementation's ``resnet.py``.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tenfold.models.encoder import Encoder
+from tenfold.models.norm import BatchNorm
 
 #: depth → (blocks of each group, bottleneck blocks?). 10 is no network of the papers; it serves small data.
 LAYOUTS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
@@ -33,14 +37,6 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return layer
 
 
-def norm(channels: int, *, zero: bool = False) -> nn.BatchNorm2d:
-    """Batch normalisation with epsilon 1e-5 and decay .9; ``zero`` starts its gain at 0 (end of a block)."""
-    layer = nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
-    if zero:
-        nn.init.zeros_(layer.weight)
-    return layer
-
-
 class SamePool(nn.Module):
     """3x3 max-pooling with stride 2 and TensorFlow's SAME padding: below and right only, for even sizes."""
 
@@ -52,24 +48,83 @@ class SamePool(nn.Module):
         return F.max_pool2d(F.pad(x, (left, right - left, top, down - top), value=float("-inf")), 3, 2)
 
 
-class Block(nn.Module):
-    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the channels at the end."""
+class SelectiveKernel(nn.Module):
+    """Selective-kernel convolution: two 3x3 branches, weighted channel by channel by what the image shows.
 
-    def __init__(self, inputs: int, channels: int, stride: int, bottleneck: bool, project: bool, zero: bool) -> None:
+    A 3x3 convolution to 2F channels with batch norm and ReLU gives the branches u and v (F channels each).
+    With s the spatial mean of u + v, z = relu(norm(W s)) of max(F/16, 32) channels, and a pair of logits a
+    channel from z, the output is softmax-weighted: a·u + (1 - a)·v.
+
+    Source: SimCLRv2, section 2 (a light variant of Li et al. 2019); the official ``resnet.py``, ``sk_ratio`` 1/16.
+    """
+
+    RATIO, LEAST = 1 / 16, 32
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        middle = max(int(channels * self.RATIO), self.LEAST)
+        self.branches = nn.Sequential(
+            conv(channels, 2 * channels, 3, stride), BatchNorm(2 * channels), nn.ReLU(inplace=True)
+        )
+        self.attention = nn.Sequential(
+            conv(channels, middle, 1), BatchNorm(middle), nn.ReLU(inplace=True), conv(middle, 2 * channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, F, H/stride, W/stride) of (N, F, H, W)."""
+        u, v = self.branches(x).chunk(2, dim=1)
+        pooled = (u + v).mean(dim=(2, 3), keepdim=True)
+        first, second = self.attention(pooled).chunk(2, dim=1)
+        weight = torch.sigmoid(first - second)  # the softmax of two
+        return torch.lerp(v, u, weight)
+
+
+class PooledShortcut(nn.Module):
+    """2x2 average-pooling ahead of a shortcut's 1x1 convolution (ResNet-D), with TensorFlow's padding.
+
+    Stride 2 pads odd sizes by a row and column of zeros below and right, which count; stride 1 pads alike,
+    but what is padded does not count, which equals repeating the last row and column.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool (N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
+        padded = F.pad(x, (0, 1, 0, 1)) if self.stride == 2 else F.pad(x, (0, 1, 0, 1), mode="replicate")
+        return F.avg_pool2d(padded, 2, self.stride)
+
+
+class Block(nn.Module):
+    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the channels at the end.
+
+    With ``selective`` the bottleneck's 3x3 is a :class:`SelectiveKernel` and shortcuts are pooled.
+    """
+
+    def __init__(
+        self, inputs: int, channels: int, stride: int, *, bottleneck: bool, project: bool, zero: bool, selective: bool
+    ) -> None:
         super().__init__()
         outputs = channels * 4 if bottleneck else channels
-        self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs)) if project else nn.Identity()
+        if not project:
+            self.shortcut: nn.Module = nn.Identity()
+        elif selective:
+            self.shortcut = nn.Sequential(PooledShortcut(stride), conv(inputs, outputs, 1), BatchNorm(outputs))
+        else:
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), BatchNorm(outputs))
         relu = nn.ReLU(inplace=True)
         if bottleneck:
+            middle: list[nn.Module] = [conv(channels, channels, 3, stride), BatchNorm(channels), relu]
             self.body = nn.Sequential(
-                conv(inputs, channels, 1), norm(channels), relu,
-                conv(channels, channels, 3, stride), norm(channels), relu,
-                conv(channels, outputs, 1), norm(outputs, zero=zero),
+                conv(inputs, channels, 1), BatchNorm(channels), relu,
+                *([SelectiveKernel(channels, stride)] if selective else middle),
+                conv(channels, outputs, 1), BatchNorm(outputs, zero=zero),
             )  # fmt: skip
         else:
             self.body = nn.Sequential(
-                conv(inputs, channels, 3, stride), norm(channels), relu,
-                conv(channels, channels, 3), norm(channels, zero=zero),
+                conv(inputs, channels, 3, stride), BatchNorm(channels), relu,
+                conv(channels, channels, 3), BatchNorm(channels, zero=zero),
             )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,23 +132,44 @@ class Block(nn.Module):
         return F.relu(self.shortcut(x) + self.body(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """Images (N, 3, H, W) in [0, 1] to features (N, ``features``)."""
 
-    def __init__(self, depth: int = 18, width: float = 1.0, small_images: bool = True, zero_gain: bool = True) -> None:
+    def __init__(
+        self, depth: int = 18, width: float = 1.0, *, selective_kernels: bool = False, small_images: bool = True,
+        zero_gain: bool = True,
+    ) -> None:  # fmt: skip
+        """Build the network.
+
+        Args:
+            depth: a key of :data:`LAYOUTS`.
+            width: multiplier of all channel counts.
+            selective_kernels: SK convolutions in bottlenecks, pooled shortcuts, three 3x3 in the stem.
+            small_images: a 3x3 stem with stride 1 and no pooling, whatever the other settings (CIFAR).
+            zero_gain: blocks start as their shortcut.
+        """
         super().__init__()
         blocks, bottleneck = LAYOUTS[depth]
         stem = max(1, round(64 * width))
-        self.stem = nn.Sequential(
-            conv(3, stem, 3) if small_images else conv(3, stem, 7, 2), norm(stem), nn.ReLU(inplace=True),
-            nn.Identity() if small_images else SamePool(),
-        )  # fmt: skip
+        if small_images:
+            first: list[nn.Module] = [conv(3, stem, 3)]
+        elif selective_kernels:
+            half, relu = max(1, stem // 2), nn.ReLU(inplace=True)
+            first = [conv(3, half, 3, 2), BatchNorm(half), relu, conv(half, half, 3), BatchNorm(half), relu,
+                     conv(half, stem, 3)]  # fmt: skip
+        else:
+            first = [conv(3, stem, 7, 2)]
+        self.stem = nn.Sequential(nn.Sequential(*first), BatchNorm(stem), nn.ReLU(inplace=True))
+        self.pool = nn.Identity() if small_images else SamePool()
         groups, inputs = [], stem
         for number, count in enumerate(blocks):
             channels, layers = max(1, round(64 * 2**number * width)), []
             for position in range(count):
-                stride = 2 if number > 0 and position == 0 else 1
-                layers.append(Block(inputs, channels, stride, bottleneck, project=position == 0, zero=zero_gain))
+                block = Block(
+                    inputs, channels, 2 if number > 0 and position == 0 else 1, bottleneck=bottleneck,
+                    project=position == 0, zero=zero_gain, selective=selective_kernels,
+                )  # fmt: skip
+                layers.append(block)
                 inputs = channels * (4 if bottleneck else 1)
             groups.append(nn.Sequential(*layers))
         self.groups = nn.Sequential(*groups)
@@ -101,7 +177,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the spatial mean of the last group's output."""
-        pooled: Tensor = self.groups(self.stem(x)).mean(dim=(2, 3))
+        pooled: Tensor = self.groups(self.pool(self.stem(x))).mean(dim=(2, 3))
         return pooled
 
 

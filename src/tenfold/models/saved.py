@@ -5,47 +5,30 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, ValidationError
+import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tenfold.config import EvalViewConfig, HeadConfig, ResNetConfig, Section
+from tenfold.config import Description, ResNetConfig, TimmConfig
 from tenfold.errors import DataError
+from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
+from tenfold.models.timm_encoder import TimmEncoder
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-class Description(Section):
-    """What a saved network is.
-
-    Attributes:
-        kind: ``simclr`` (encoder and projection head) or ``classifier``.
-        network: the encoder.
-        head: the projection head that the encoder was trained with; None: it never had one.
-        layer: how many of the head's layers a classifier keeps.
-        classes: a classifier's outputs, in order.
-        image_size: side of the images that it was trained on.
-        evaluation: the view that it must be shown.
-    """
-
-    kind: Literal["simclr", "classifier"]
-    network: ResNetConfig
-    head: HeadConfig | None = None
-    layer: int = 0
-    classes: list[str] = Field(default_factory=list)
-    image_size: int
-    evaluation: EvalViewConfig = EvalViewConfig()
-
-
-def build_encoder(network: ResNetConfig) -> ResNet:
+def build_encoder(network: ResNetConfig | TimmConfig) -> Encoder:
     """Return a fresh encoder."""
-    return ResNet(network.depth, network.width, network.small_images, network.zero_gain)
+    if isinstance(network, TimmConfig):
+        return TimmEncoder(network.timm)
+    return ResNet(**network.model_dump())
 
 
 def build(description: Description) -> SimCLRModel | Classifier:
@@ -53,7 +36,7 @@ def build(description: Description) -> SimCLRModel | Classifier:
     encoder = build_encoder(description.network)
     head = None
     if description.head is not None:
-        head = ProjectionHead(encoder.features, description.head.layers, description.head.features)
+        head = ProjectionHead(encoder.features, **description.head.model_dump())
     if description.kind == "simclr":
         if head is None:
             raise DataError("the description of a pretrained encoder lacks its projection head")
@@ -68,7 +51,14 @@ def save(folder: Path, model: nn.Module, description: Description) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
+    description = description.model_copy(update={"weights": file_digest(folder / WEIGHTS)})
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1))
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(folder: Path) -> tuple[SimCLRModel | Classifier, Description]:
@@ -82,8 +72,11 @@ def load(folder: Path) -> tuple[SimCLRModel | Classifier, Description]:
             raise DataError(f"{folder} holds no tenfold model: {name} is missing")
     try:
         description = Description.model_validate_json((folder / DESCRIPTION).read_bytes())
-        model = build(description)
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        if description.weights != file_digest(folder / WEIGHTS):
+            raise DataError(f"the weights in {folder} are not those that {DESCRIPTION} names; fetch them again")
+        with torch.device("meta" if isinstance(description.network, ResNetConfig) else "cpu"):
+            model = build(description)
+        model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
     except (ValidationError, SafetensorError) as error:
         raise DataError(f"the model in {folder} is damaged: {str(error).splitlines()[0]}") from None
     except RuntimeError as error:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from tenfold.config import OptimizerConfig
+from tenfold.config import Length, OptimizerConfig
 from tenfold.optim.lars import LARS
 
 
@@ -20,34 +20,51 @@ def peak_rate(config: OptimizerConfig, batch_size: int) -> float:
     return config.learning_rate * scale
 
 
-def rate_at(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Return the learning rate of ``step``: linear from 0 over ``warmup`` steps, then a cosine to 0."""
-    if step < warmup:
-        return peak * step / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def rate_at(step: int, length: Length, peak: float) -> float:
+    """Return the learning rate of ``step``: linear from 0 over the warm-up's steps, then a cosine to 0."""
+    if step < length.warmup:
+        return peak * step / length.warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - length.warmup) / max(1, length.steps - length.warmup)))
 
 
 def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], batch_size: int) -> Optimizer:
-    """Return the optimizer for all trainable parameters of ``modules``.
+    """Return the optimizer for all trainable parameters of ``modules``, in the groups of the official code.
 
-    Biases, batch-norm parameters and the supervised head (modules of class ``nn.Linear`` with a bias) get no
-    weight decay, and with LARS no trust ratio (SimCLR's exclusions).
+    Three kinds of parameters: kernels; gains, offsets and biases (one dimension or none); and the classifier's
+    kernel (``linear.weight`` of a trained module). The trust ratio of LARS is for kernels alone. Weight decay:
+
+    ========  =======  =========  ============  ==========
+    optimizer  kernels  bias       gain, offset  classifier
+    ========  =======  =========  ============  ==========
+    lars       yes      no         no            yes (the official code adds it to the loss)
+    sgd        yes      yes        no            yes
+    adamw      yes      no         no            no
+    ========  =======  =========  ============  ==========
     """
-    decayed: list[nn.Parameter] = []
-    excluded: list[nn.Parameter] = []
+    groups: dict[str, list[nn.Parameter]] = {"kernels": [], "biases": [], "norms": [], "classifier": []}
     for module in modules:
-        for part in module.modules():
-            head = isinstance(part, nn.Linear) and part.bias is not None
-            for name, parameter in part.named_parameters(recurse=False):
-                if parameter.requires_grad:
-                    plain = isinstance(part, nn.modules.batchnorm._BatchNorm) or name == "bias" or head
-                    (excluded if plain else decayed).append(parameter)
-    lr = peak_rate(config, batch_size)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": excluded, "weight_decay": 0.0}]
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                groups[_kind(module, name, parameter)].append(parameter)
+    lr, decay = peak_rate(config, batch_size), config.weight_decay
+    decayed = {"lars": {"kernels", "classifier"}, "sgd": {"kernels", "biases", "classifier"}, "adamw": {"kernels"}}
+    made: list[dict[str, Any]] = [
+        {"params": params, "weight_decay": decay if kind in decayed[config.name] else 0.0}
+        | ({"adapt": kind == "kernels"} if config.name == "lars" else {})
+        for kind, params in groups.items()
+        if params
+    ]
     if config.name == "lars":
-        groups[1]["adapt"] = False
-        return LARS(groups, lr, config.momentum, config.weight_decay)
+        return LARS(made, lr, config.momentum, decay)
     if config.name == "sgd":
-        nesterov = config.momentum > 0
-        return torch.optim.SGD(groups, lr, config.momentum, weight_decay=config.weight_decay, nesterov=nesterov)
-    return torch.optim.AdamW(groups, lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(made, lr, config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.AdamW(made, lr)
+
+
+def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
+    if name == "linear.weight":
+        return "classifier"
+    if parameter.ndim > 1:
+        return "kernels"
+    owner = module.get_submodule(name.rpartition(".")[0])
+    return "biases" if isinstance(owner, nn.Linear | nn.Conv2d) else "norms"

@@ -16,7 +16,13 @@ class LARS(Optimizer):
     .. math:: g' = g + \lambda w, \quad r = \eta \frac{\|w\|}{\|g'\|}\ (1 \text{ if either is } 0), \quad
               v \leftarrow m v + \mathrm{lr} \cdot r \, g', \quad w \leftarrow w - v
 
-    A group with ``adapt=False`` (biases, batch norm, the supervised head) gets neither weight decay nor r.
+    With ``classic=False`` the buffer holds no learning rate, and r is taken of it:
+
+    .. math:: v \leftarrow m v + g', \quad r = \eta \frac{\|w\|}{\|v\|}, \quad w \leftarrow w - \mathrm{lr} \cdot r \, v
+
+    A group with ``adapt=False`` (biases, batch norm, the supervised head) has r = 1; its weight decay is its own.
+    timm's and torch's optimizers keep the learning rate out of the buffer, which differs once it changes.
+
     Source: the official implementation's ``lars_optimizer.py``.
     """
 
@@ -27,10 +33,11 @@ class LARS(Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 1e-6,
         eta: float = 1e-3,
+        *,
+        classic: bool = True,
     ) -> None:
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True}
-        )
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True}
+        super().__init__(params, defaults | {"classic": classic})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -47,15 +54,24 @@ class LARS(Optimizer):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 buffers.append(state["momentum_buffer"])
-            if group["adapt"]:
-                if group["weight_decay"]:
-                    grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-                weights, slopes = (torch.stack(torch._foreach_norm(ts)) for ts in (params, grads))
-                trust = torch.where((weights > 0) & (slopes > 0), group["eta"] * weights / slopes, 1.0)
-                grads = list(torch._foreach_mul(grads, list((trust * group["lr"]).unbind())))
+            if group["weight_decay"]:
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+            if group["classic"]:
+                grads = list(torch._foreach_mul(grads, _rates(group, params, grads)))
+                torch._foreach_mul_(buffers, group["momentum"])
+                torch._foreach_add_(buffers, grads)
+                torch._foreach_sub_(params, buffers)
             else:
-                grads = list(torch._foreach_mul(grads, group["lr"]))
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, grads)
-            torch._foreach_sub_(params, buffers)
+                torch._foreach_mul_(buffers, group["momentum"])
+                torch._foreach_add_(buffers, grads)
+                torch._foreach_sub_(params, torch._foreach_mul(buffers, _rates(group, params, buffers)))
         return loss
+
+
+def _rates(group: dict[str, Any], params: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
+    """Return each parameter's learning rate times its trust ratio."""
+    if not group["adapt"]:
+        return [torch.full((), group["lr"], dtype=p.dtype, device=p.device) for p in params]
+    weights, steps = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, slopes))
+    trust = torch.where((weights > 0) & (steps > 0), group["eta"] * weights / steps, 1.0)
+    return list((trust * group["lr"]).unbind())

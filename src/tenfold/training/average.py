@@ -9,14 +9,14 @@ from torch import nn
 
 
 class Average(nn.Module):
-    r"""A copy in evaluation mode whose whole state follows the network's.
+    r"""A copy whose whole state follows the network's.
 
     .. math:: \bar\theta \leftarrow m \bar\theta + (1 - m) \theta
 
     Weights and batch-norm statistics alike, as Semi-ViT's EMA teacher; counters are copied.
     """
 
-    def __init__(self, model: nn.Module, decay: float, *, warm_up: bool = False) -> None:
+    def __init__(self, model: nn.Module, decay: float, *, warm_up: bool = False, training: bool = False) -> None:
         """Copy ``model``.
 
         Args:
@@ -24,16 +24,17 @@ class Average(nn.Module):
             decay: m.
             warm_up: let m grow as (1 + n) / (10 + n) over the first updates n, for a network that starts
                 far from its goal.
+            training: keep the copy in training mode, so that it normalises by the batch (MoCo's key encoder).
         """
         super().__init__()
         self.model, self.decay, self.warm_up = copy.deepcopy(model), decay, warm_up
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.updates: torch.Tensor
         self.model.requires_grad_(False)
-        self.model.eval()
+        self.model.train(training)
 
     def train(self, mode: bool = True) -> Average:
-        """Stay in evaluation mode whatever is asked."""
+        """Stay in the copy's own mode whatever is asked."""
         return self
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.augment.stream import Batch, ViewStream
-from tenfold.config import TrainConfig
+from tenfold.config import Length, TrainConfig
 from tenfold.errors import NonFiniteError
 from tenfold.fingerprint import canonical_json
 from tenfold.optim.build import build_optimizer, peak_rate, rate_at
@@ -40,18 +40,22 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """Follow up an update, with a moving average for example."""
 
+    def observe(self, step: int, steps: int) -> dict[str, float]:
+        """Return what is measured after ``step`` of ``steps`` steps; empty where nothing is due."""
+        return {}
+
 
 def fit(
-    objective: Objective, streams: Mapping[str, OpenStream], config: TrainConfig, steps: int, device: torch.device,
+    objective: Objective, streams: Mapping[str, OpenStream], config: TrainConfig, length: Length, device: torch.device,
     work: Work, phase: str = "training",
 ) -> History:  # fmt: skip
-    """Train ``objective`` for ``steps`` steps, going on from the newest checkpoint of the same fingerprint.
+    """Train ``objective``, going on from the newest checkpoint of the same fingerprint.
 
     Args:
         objective: networks and loss; trained in place and left on ``device``.
         streams: name → how to open it; each step takes one batch of each.
         config: batch size, optimizer, seed.
-        steps: in all.
+        length: steps in all and of warm-up.
         device: where to compute.
         work: checkpoints, progress, tracking.
         phase: shown in the progress line.
@@ -65,7 +69,7 @@ def fit(
     objective.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective.train()
     optimizer = build_optimizer(config.optimizer, objective.trained(), config.batch_size)
-    peak, warmup = peak_rate(config.optimizer, config.batch_size), round(config.optimizer.warmup * steps)
+    peak, steps = peak_rate(config.optimizer, config.batch_size), length.steps
     history: History = []
     saved = latest_checkpoint(work)
     start = saved.step if saved else 0
@@ -81,7 +85,7 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(start, steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps, warmup, peak)
+            group["lr"] = rate_at(step, length, peak)
         batches = {name: next(stream) for name, stream in opened.items()}
         optimizer.zero_grad(set_to_none=True)
         loss, figures = objective.loss(batches)
@@ -92,9 +96,10 @@ def fit(
         optimizer.step()
         objective.after_step()
         window.append({"loss": loss.detach(), **figures, "gradient_norm": size})
-        if (step + 1) % every == 0 or step + 1 == steps:
+        observed = objective.observe(step + 1, steps)
+        if (step + 1) % every == 0 or step + 1 == steps or observed:
             means = {key: float(torch.stack([f[key] for f in window]).mean()) for key in window[0]}
-            means["learning_rate"] = optimizer.param_groups[0]["lr"]
+            means |= {"learning_rate": optimizer.param_groups[0]["lr"], **observed}
             history.append({"step": step + 1, **means})
             work.tracker.metrics(means, step + 1)
             window = []

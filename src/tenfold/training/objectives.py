@@ -9,20 +9,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.augment.stream import Batch
+from tenfold.config import MemoryConfig
 from tenfold.losses.distillation import distillation, sharpen, soften
-from tenfold.losses.nt_xent import nt_xent
+from tenfold.losses.momentum_contrast import momentum_contrast
+from tenfold.losses.nt_xent import nt_xent, unit
 from tenfold.losses.self_training import align, pseudo_label_loss, update_running
 from tenfold.models.heads import Classifier, SimCLRModel
+from tenfold.ranks import all_gather
 from tenfold.training.average import Average
 from tenfold.training.loop import Figures, Objective
+from tenfold.training.watch import Watch
 
 
 class Contrastive(Objective):
-    """SimCLR: two views of each image attract each other. Stream ``train`` brings two views."""
+    """SimCLR: two views of each image attract each other. Stream ``train`` brings two views.
 
-    def __init__(self, model: SimCLRModel, temperature: float) -> None:
+    With a memory the negatives are a momentum encoder's keys, of this batch and of a queue (SimCLRv2).
+    """
+
+    def __init__(
+        self, model: SimCLRModel, temperature: float, memory: MemoryConfig | None = None, watch: Watch | None = None
+    ) -> None:
+        """Set up.
+
+        Args:
+            model: encoder and projection head.
+            temperature: of the similarities.
+            memory: queue and momentum; None: the batch's own views are the negatives.
+            watch: measures the features now and then.
+        """
         super().__init__()
-        self.model, self.temperature = model, temperature
+        self.model, self.temperature, self.watch = model, temperature, watch
+        self.momentum: Average | None = None
+        self._views: tuple[Tensor, Tensor] | None = None
+        if memory is not None:
+            self.momentum = Average(model, memory.momentum, training=True)
+            width = model.head.width_after(len(model.head.layers))
+            queue = unit(torch.randn(memory.size, width, generator=torch.Generator().manual_seed(0)))
+            self.register_buffer("queue", queue)
+            self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+            self.queue: Tensor
+            self.oldest: Tensor
 
     def trained(self) -> list[nn.Module]:
         """See :class:`Objective`."""
@@ -31,9 +58,42 @@ class Contrastive(Objective):
     def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
         """NT-Xent of the batch; both views pass the network together, so they share its batch statistics."""
         first, second = batches["train"].views
-        z = self.model(torch.cat([first, second]).contiguous(memory_format=torch.channels_last))
-        loss, accuracy = nt_xent(z[: len(first)].float(), z[len(first) :].float(), self.temperature)
-        return loss, {"contrast_accuracy": accuracy}
+        together = torch.cat([first, second]).contiguous(memory_format=torch.channels_last)
+        z = self.model(together).float()
+        a, b = z[: len(first)], z[len(first) :]
+        self._views = (a.detach(), b.detach())
+        if self.momentum is None:
+            loss, accuracy = nt_xent(a, b, self.temperature)
+            return loss, {"contrast_accuracy": accuracy}
+        with torch.no_grad():
+            keys = self.momentum.model(together).float()
+        one, other = keys[: len(first)], keys[len(first) :]
+        forth = momentum_contrast(a, other, self.queue, self.temperature)
+        back = momentum_contrast(b, one, self.queue, self.temperature)
+        self._enqueue(all_gather(unit(one)))
+        return forth.loss + back.loss, {"contrast_accuracy": (forth.accuracy + back.accuracy) / 2}
+
+    def _enqueue(self, keys: Tensor) -> None:
+        keys = keys[: len(self.queue)]
+        places = (int(self.oldest) + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue = self.queue.index_copy(0, places, keys)  # the step's graph still holds the old one
+        self.oldest = (self.oldest + len(keys)) % len(self.queue)
+
+    def after_step(self) -> None:
+        """See :class:`Objective`."""
+        if self.momentum is not None:
+            self.momentum.update(self.model)
+
+    def observe(self, step: int, steps: int) -> dict[str, float]:
+        """See :class:`Objective`."""
+        if self.watch is None or self._views is None or not self.watch.due(step, steps):
+            return {}
+        return self.watch.measure(self.model, *self._views)
+
+    def result(self) -> SimCLRModel:
+        """Return the network that the training yields."""
+        chosen = self.watch.chosen() if self.watch is not None else None
+        return chosen if chosen is not None else self.model
 
 
 class _Averaged(Objective):

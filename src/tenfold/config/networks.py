@@ -1,0 +1,61 @@
+"""Networks, and the description that is kept beside a trained one's weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tenfold.config.base import Section
+from tenfold.config.views import EvalViewConfig
+
+
+class ResNetConfig(Section):
+    """SimCLRv2's ResNet."""
+
+    depth: Literal[10, 18, 34, 50, 101, 152, 200] = 18
+    width: float = Field(1.0, gt=0, le=8, description="multiplier of the channel counts")
+    selective_kernels: bool = Field(False, description="SK convolutions, pooled shortcuts and ResNet-D's stem")
+    small_images: bool = Field(True, description="3x3 stem with stride 1 and no max-pooling")
+    zero_gain: bool = Field(
+        True,
+        description="blocks start as the identity, as in the papers; a run of some hundred steps does better without",
+    )
+
+
+class TimmConfig(Section):
+    """An encoder of the timm library that the user brought."""
+
+    timm: str = Field(description="name of the model in timm")
+
+
+class HeadConfig(Section):
+    """The projection head: hidden layers, then a linear output layer. One layer is a linear head, 0 is none."""
+
+    layers: int = Field(3, ge=0, le=8)
+    features: int = Field(128, ge=2, description="width of the projection")
+    width: int | None = Field(None, ge=2, description="of the hidden layers; the encoder's output width unless set")
+
+
+class Description(Section):
+    """What a saved network is.
+
+    Attributes:
+        kind: ``simclr`` (encoder and projection head) or ``classifier``.
+        network: the encoder.
+        head: the projection head that the encoder was trained with; None: it never had one.
+        layer: how many of the head's layers a classifier keeps.
+        classes: a classifier's outputs, in order.
+        image_size: side of the images that it was trained on.
+        evaluation: the view that it must be shown.
+        weights: sha256 of the weights' file.
+    """
+
+    kind: Literal["simclr", "classifier"]
+    network: ResNetConfig | TimmConfig
+    head: HeadConfig | None = None
+    layer: int = 0
+    classes: list[str] = Field(default_factory=list)
+    image_size: int
+    evaluation: EvalViewConfig = EvalViewConfig()
+    weights: str | None = None

@@ -1,0 +1,102 @@
+"""Batch normalisation as the official SimCLR code has it: global over ranks, biased moving variance.
+
+PyTorch's own keeps the unbiased variance, and its SyncBatchNorm refuses tensors on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tenfold.ranks import all_gather, world_size
+
+
+class BatchNorm(nn.Module):
+    r"""Normalise each channel by the batch's mean and variance, taken over all ranks.
+
+    .. math:: y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    In training the moving averages become (1 - momentum)·old + momentum·batch, with the biased variance
+    (TensorFlow's decay of 0.9 is a momentum of 0.1); in evaluation they are what normalises.
+
+    Args:
+        channels: C of inputs (N, C) or (N, C, H, W).
+        zero: start the gain at 0, so that a residual block starts as its shortcut.
+        offset: False fixes beta at 0 (last layer of a projection head).
+        eps: epsilon.
+        momentum: of the moving averages.
+
+    Source: the official ``resnet.py`` (``BATCH_NORM_EPSILON``, ``global_bn``).
+    """
+
+    def __init__(
+        self, channels: int, *, zero: bool = False, offset: bool = True, eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.zeros(channels) if zero else torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels), requires_grad=offset)
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised input, in its shape."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        if world_size() > 1:
+            y, mean, variance = _GlobalNorm.apply(x, self.weight, self.bias, self.eps)
+        else:
+            mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+            y = F.batch_norm(x, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+            count = x.numel() // x.shape[1]
+            variance = variance * ((count - 1) / count)  # what F.batch_norm tells is unbiased
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
+        normed: Tensor = y
+        return normed
+
+    def extra_repr(self) -> str:
+        """Say how many channels there are."""
+        return str(len(self.weight))
+
+
+class _GlobalNorm(torch.autograd.Function):
+    """Batch norm over all ranks' samples, with one collective forward and one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        dims = [0, *range(2, x.ndim)]
+        count = x.numel() // x.shape[1]
+        local_variance, local_mean = torch.var_mean(x, dims, correction=0)
+        packed = torch.stack([local_mean, local_variance, torch.full_like(local_mean, count)])
+        means, variances, counts = all_gather(packed[None]).unbind(1)
+        total = counts[:, :1].sum()
+        mean = (means * counts).sum(0) / total
+        variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), total)
+        ctx.mark_non_differentiable(mean, variance)
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, total = ctx.saved_tensors
+        slope = grads[0]
+        assert slope is not None
+        dims, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+        offset_grad = slope.sum(dims)
+        gain_grad = (slope * (x - mean.view(shape))).sum(dims) * scale
+        sums = torch.stack([offset_grad, gain_grad])
+        dist.all_reduce(sums)
+        # dx = γ/σ · (dy - mean(dy) - x̂·mean(dy·x̂)), written as a·dy + b·x + c for each channel
+        a = weight * scale
+        b = -a * scale * sums[1] / total
+        c = -a * sums[0] / total - b * mean
+        dx = torch.addcmul(c.view(shape), slope, a.view(shape)).addcmul_(x, b.view(shape))
+        return dx, gain_grad, offset_grad, None
