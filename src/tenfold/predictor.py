@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tenfold.augment.torchvision import evaluation_view
+from tenfold.augment.evaluation import evaluation_view
 from tenfold.data.decode import decode
 from tenfold.models.saved import load_classifier
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tenfold.augment.evaluation import evaluation_view
 from tenfold.augment.spec import ViewSpec, parse_spec, resolve_backend, resolve_specs
 from tenfold.augment.stream import Batch, ViewStream, one_pass
-from tenfold.augment.torchvision import evaluation_view
 from tenfold.config import (
     AffineConfig,
     AugmentConfig,

@@ -8,12 +8,22 @@ from pydantic import Field
 
 from tenfold.config.base import Probability, Range, Section
 
+Interpolation = Literal["cubic", "linear"]
+
 
 class CropConfig(Section):
-    """Random resized crop: share of the area and aspect ratio, both drawn uniformly (aspect in the log)."""
+    """Random resized crop.
 
-    area: Range = (0.08, 1.0)
+    ``sampling`` says what is drawn uniformly. ``height`` is TensorFlow's sampler, which the papers used: the aspect
+    ratio, then the height among those that the area allows; small crops are more frequent. ``area`` is
+    torchvision's: the area, and the logarithm of the aspect ratio. The official code also asks each crop to cover a
+    tenth of the image, so that a lower bound of 0.08 acts as 0.1.
+    """
+
+    area: Range = (0.1, 1.0)
     aspect: Range = (3 / 4, 4 / 3)
+    sampling: Literal["height", "area"] = "height"
+    interpolation: Interpolation = "cubic"
 
 
 class AffineConfig(Section):
@@ -27,9 +37,18 @@ class AffineConfig(Section):
 
 
 class JitterConfig(Section):
-    """Colour jitter after SimCLR: factors drawn from 1 ± strength, hue as a share of the circle."""
+    """Colour jitter after SimCLR: factors drawn from 1 ± strength, hue as a share of the circle.
+
+    ``order``: of the four operations, drawn for each image (the papers) or as the fields stand (faster).
+    ``additive``: brightness adds a number drawn from ±strength (the first paper) instead of multiplying.
+    ``colours``: saturation and hue are those of hue-saturation-value (the papers), or a matrix on luma and chroma,
+    which is faster and changes saturated colours more.
+    """
 
     probability: Probability = 0.8
+    order: Literal["random", "fixed"] = "random"
+    additive: bool = False
+    colours: Literal["hsv", "matrix"] = "hsv"
     brightness: float = Field(0.8, ge=0)
     contrast: float = Field(0.8, ge=0)
     saturation: float = Field(0.8, ge=0)
@@ -37,10 +56,15 @@ class JitterConfig(Section):
 
 
 class BlurConfig(Section):
-    """Gaussian blur with a standard deviation drawn uniformly, in pixels."""
+    """Gaussian blur with a standard deviation drawn uniformly, in pixels; the kernel is a tenth of the side."""
 
     probability: Probability = 0.5
     sigma: Range = (0.1, 2.0)
+
+    @staticmethod
+    def radius(size: int) -> int:
+        """Return the kernel's reach in pixels on an image of side ``size``: 11 for 224 (23 taps)."""
+        return max(1, size // 10 // 2)
 
 
 class EraseConfig(Section):
@@ -66,6 +90,7 @@ class EvalViewConfig(Section):
     """The one view of evaluation and serving: central crop of a share of the shorter side, then resize."""
 
     crop_proportion: float = Field(0.875, gt=0, le=1)
+    interpolation: Interpolation = "cubic"
 
 
 class AugmentConfig(Section):

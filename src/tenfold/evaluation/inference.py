@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tenfold.augment.evaluation import evaluation_view
 from tenfold.augment.spec import ViewSpec
-from tenfold.augment.torchvision import evaluation_view
 from tenfold.config import EvalViewConfig
 from tenfold.data.decode import decode
 from tenfold.data.reader import SplitReader
