@@ -51,6 +51,8 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
     temporary = home / "tmp" / environment.run_id
     temporary.mkdir(parents=True, exist_ok=True)
     environment = replace(environment, events=folder / "events.jsonl", owner=os.getpid())
+    _close_killed(environment)
+    (folder / _OWNER).write_text(json.dumps(_identity(os.getpid())))
     local.init(
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(home / "kfp"),
         workspace_root=str(temporary / "workspace"), raise_on_error=True, enable_caching=cache,
@@ -71,6 +73,29 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
     finally:
         end_children()
         shutil.rmtree(temporary, ignore_errors=True)
+        (folder / _OWNER).unlink(missing_ok=True)
+
+
+#: In a run's folder while it works: which process that is.
+_OWNER = "owner.json"
+
+
+def _identity(number: int) -> list[float] | None:
+    """Return what tells a process from a later one of the same number; None: there is no such process."""
+    try:
+        return [number, psutil.Process(number).create_time()]
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _close_killed(environment: Environment) -> None:
+    """Close in MLflow what runs that were killed without notice left open there."""
+    for file in (environment.home / "runs").glob(f"*/{_OWNER}"):
+        with contextlib.suppress(OSError, ValueError, TenfoldError):
+            owner = json.loads(file.read_text())
+            if owner != _identity(int(owner[0])):
+                close_runs(replace(environment, run_id=file.parent.name), "KILLED")
+                file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -23,11 +23,12 @@ from tenfold.data.manifest import Dataset, open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.evaluation.figures import save_ladder_png
-from tenfold.evaluation.inference import apply, evaluation_images, probabilities
+from tenfold.evaluation.inference import infer, probabilities
 from tenfold.evaluation.metrics import Scores, bootstrap_interval, score
-from tenfold.evaluation.probes import label_spreading, logistic_regression
+from tenfold.evaluation.probes import label_spreading, logistic_regression, nearest_neighbours
 from tenfold.execution import read_lineage
 from tenfold.fingerprint import digest
+from tenfold.models.heads import Classifier
 from tenfold.models.resnet import count_parameters
 from tenfold.models.saved import load, load_classifier
 from tenfold.report.render import render
@@ -35,8 +36,10 @@ from tenfold.training.device import prepare
 from tenfold.work import Work
 
 Floats = NDArray[np.float64]
-#: Graph methods see at most this many unlabelled images; the report says so where it cut.
-_GRAPH_IMAGES = 20_000
+#: Probes see at most this many labelled, and as many unlabelled, images; the report says so where it cut.
+_PROBE_IMAGES = 20_000
+#: Raw pixels of larger views are no baseline that anyone would take.
+_PIXEL_SIDE = 64
 _MISTAKES = 24
 
 
@@ -98,15 +101,10 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     dataset = open_dataset(inputs.dataset)
     spec = parse_spec(inputs.evaluation)
     readers = {name: SplitReader(dataset, name, work.cache) for name in dataset.manifest.splits}
-    images = {
-        "labelled": evaluation_images(readers["labelled"], spec), "test": evaluation_images(readers["test"], spec),
-        "unlabelled": evaluation_images(readers["unlabelled"], spec, _without_labels(readers)[:_GRAPH_IMAGES]),
-    }  # fmt: skip
-    known, truth = readers["labelled"].labels(), readers["test"].labels()
-    rungs = _probe_rungs(config, images, known, inputs, device, work)
-    rungs += _network_rungs(images["test"], inputs, dataset, device)
-    order = ["pixels_logistic", "pixels_spreading", "baseline", "encoder_logistic", "encoder_spreading",
-             "finetuned", "self_trained", "student"]  # fmt: skip
+    truth = readers["test"].labels()
+    rungs, cut = _measure(config, inputs, dataset, readers, spec, device, work)
+    order = ["pixels_logistic", "pixels_spreading", "baseline", "encoder_neighbours", "encoder_logistic",
+             "encoder_spreading", "finetuned", "self_trained", "student"]  # fmt: skip
     rungs.sort(key=lambda rung: order.index(rung.id))
     classes, seed = dataset.manifest.classes, config.seed or 0
     scores = {
@@ -137,7 +135,7 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
         "pictures": {"views": _picture(inputs.views / "preview.png"),
                      "confidence": _picture(inputs.soft_labels / "confidence.png")},
         "mistakes": _mistakes(student, truth, classes, readers["test"]),
-        "transductive_cap": _GRAPH_IMAGES if len(readers["unlabelled"]) > _GRAPH_IMAGES else None,
+        "probe_cap": _PROBE_IMAGES if cut else None,
     }  # fmt: skip
     outputs.evaluation.mkdir(parents=True, exist_ok=True)
     (outputs.evaluation / "evaluation.json").write_text(json.dumps(evaluation))
@@ -166,44 +164,65 @@ def _without_labels(readers: Mapping[Any, SplitReader]) -> list[int]:
     return [number for number, key in enumerate(readers["unlabelled"].keys) if key not in labelled]
 
 
-def _probe_rungs(
-    config: EvaluateConfig, images: dict[Any, torch.Tensor], known: NDArray[np.int64], inputs: Inputs,
+def _measure(
+    config: EvaluateConfig, inputs: Inputs, dataset: Dataset, readers: Mapping[Any, SplitReader], spec: ViewSpec,
     device: torch.device, work: Work,
-) -> list[Rung]:  # fmt: skip
-    """Return the rungs that train no network: on raw pixels, and on the frozen encoder's features."""
+) -> tuple[list[Rung], bool]:  # fmt: skip
+    """Return every rung, and whether the probes saw a part of the training images only."""
     pretrained, _ = load(inputs.encoder)
     encoder = pretrained.encoder
     encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    classes = len(read_classes(inputs.student))
-    kinds: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str, float]] = {
-        "pixels": (lambda x: x.flatten(1), "raw pixels", 0.0),
-        "encoder": (encoder, "the frozen encoder", _seconds(inputs.encoder)),
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"encoder": encoder}
+    if spec.image_size <= _PIXEL_SIDE:
+        functions["pixels"] = lambda x: x.flatten(1)
+    networks = _networks(inputs, dataset, device)
+    measured = {name: probabilities(model) for name, (_, model, _) in networks.items()}
+    chosen = {
+        "labelled": list(range(len(readers["labelled"])))[:_PROBE_IMAGES],
+        "unlabelled": _without_labels(readers)[:_PROBE_IMAGES],
     }
+    cut = max(len(readers["labelled"]), len(readers["unlabelled"])) > _PROBE_IMAGES
+    features: dict[str, dict[str, Floats]] = {}
+    tests = list(range(len(readers["test"])))
+    for number, split in enumerate(("labelled", "unlabelled", "test")):
+        work.reporter.progress("looking at", number, 3, "splits")
+        used = {**functions, **measured} if split == "test" else functions
+        features[split] = infer(used, readers[split], spec, chosen.get(split, tests), device)
+    known = readers["labelled"].labels()[: len(chosen["labelled"])]
+    rungs = [Rung(name, title, features["test"][name], seconds) for name, (title, _, seconds) in networks.items()]
+    for kind in functions:
+        where, cost = ("raw pixels", 0.0) if kind == "pixels" else ("the frozen encoder", _seconds(inputs.encoder))
+        few, many, test = (features[split][kind] for split in ("labelled", "unlabelled", "test"))
+        rungs += _probes(config, kind, where, cost, few, known, many, test, len(dataset.manifest.classes))
+    return rungs, cut
+
+
+def _probes(
+    config: EvaluateConfig, kind: str, where: str, cost: float, few: Floats, known: NDArray[np.int64], many: Floats,
+    test: Floats, classes: int,
+) -> list[Rung]:  # fmt: skip
+    """Return the rungs that train no network, on fixed features of labelled, unlabelled and test images."""
+    probes: list[tuple[str, str, Callable[[], Floats]]] = [
+        ("logistic", "logistic regression",
+         lambda: logistic_regression(few, known, test, classes, config.inverse_regularization)),
+        ("spreading", "label spreading",
+         lambda: label_spreading(few, known, many, test, classes, config.neighbours)),
+    ]  # fmt: skip
+    if kind == "encoder":
+        nearest = min(config.neighbours, len(few))
+        probes.append(
+            ("neighbours", "nearest neighbours", lambda: nearest_neighbours(few, known, test, classes, nearest))
+        )
     rungs = []
-    for number, (kind, (function, where, cost)) in enumerate(kinds.items()):
-        work.reporter.progress("probing", number, 2, "probes")
-        features = {name: apply(function, part, device) for name, part in images.items()}
+    for name, title, predict in probes:
         start = time.monotonic()
-        predicted = logistic_regression(
-            features["labelled"], known, features["test"], classes, config.inverse_regularization
-        )
-        seconds = time.monotonic() - start
-        rungs.append(Rung(f"{kind}_logistic", f"logistic regression on {where}", predicted, cost + seconds))
-        start = time.monotonic()
-        predicted = label_spreading(
-            features["labelled"], known, features["unlabelled"], features["test"], classes, config.neighbours
-        )
-        seconds = time.monotonic() - start
-        rungs.append(Rung(f"{kind}_spreading", f"label spreading on {where}", predicted, cost + seconds))
+        predicted = predict()
+        rungs.append(Rung(f"{kind}_{name}", f"{title} on {where}", predicted, cost + time.monotonic() - start))
     return rungs
 
 
-def read_classes(folder: Path) -> list[str]:
-    """Return the classes of a saved classifier."""
-    return list(json.loads((folder / "model.json").read_text())["classes"])
-
-
-def _network_rungs(test: torch.Tensor, inputs: Inputs, dataset: Dataset, device: torch.device) -> list[Rung]:
+def _networks(inputs: Inputs, dataset: Dataset, device: torch.device) -> dict[str, tuple[str, Classifier, float]]:
+    """Return each classifier's title, network and seconds of everything that it needs, by rung."""
     pretrain, finetune = _seconds(inputs.encoder), _seconds(inputs.finetuned)
     self_trained = bool(read_lineage(inputs.teacher)["config"]["enabled"])
     teacher = _seconds(inputs.teacher) if self_trained else 0.0
@@ -214,7 +233,7 @@ def _network_rungs(test: torch.Tensor, inputs: Inputs, dataset: Dataset, device:
         ("student", "distilled student", inputs.student,
          pretrain + finetune + teacher + _seconds(inputs.soft_labels) + _seconds(inputs.student)),
     ]  # fmt: skip
-    found = []
+    found = {}
     for name, title, folder, seconds in rungs:
         if name == "self_trained" and not self_trained:
             continue
@@ -222,7 +241,7 @@ def _network_rungs(test: torch.Tensor, inputs: Inputs, dataset: Dataset, device:
         if description.classes != dataset.manifest.classes:
             raise DataError(f"the {title} knows the classes {description.classes}, not the data set's")
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        found.append(Rung(name, title, apply(probabilities(model), test, device), seconds))
+        found[name] = (title, model, seconds)
     return found
 
 

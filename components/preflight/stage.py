@@ -34,6 +34,8 @@ class Request:
         given = [f"{path}={value}" for path, value in self.values.items() if value != ""]
         config = load_config(self.preset or None, text=self.overrides, assignments=given)
         # Decided here, once, so that every stage and every retry sees the same.
+        if not config.data.source:
+            raise ConfigError("data.source is not set: name a folder of images, s3://bucket/prefix, or digits")
         backend = resolve_backend(config.augment.backend)
         labels = config.data.labels.model_copy(update={"file": _absolute(config.data.labels.file)})
         data = config.data.model_copy(update={"source": _absolute(config.data.source), "labels": labels})
@@ -77,7 +79,7 @@ def _with_init(config: RunConfig) -> RunConfig:
 
 def _absolute(address: str | None) -> str | None:
     """Return a plain path as an absolute one; other addresses as they are."""
-    if address is None or address == "digits" or "://" in address:
+    if not address or address == "digits" or "://" in address:
         return address
     return str(Path(address).expanduser().absolute())
 

@@ -52,6 +52,7 @@ def run(config: SelfTrainConfig, inputs: Inputs, outputs: Outputs, work: Work) -
         DataError: teacher and data set differ in their classes.
     """
     if not config.enabled:
+        work.reporter.note("switched off; the fine-tuned teacher is passed on")
         shutil.copytree(inputs.teacher, outputs.teacher, dirs_exist_ok=True)
         return
     device = prepare(work.environment)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tenfold.config import DataConfig
 from tenfold.data.build import build_dataset
 from tenfold.data.sources import open_source
+from tenfold.progress import count
 from tenfold.work import Work
 
 CONFIGS = {"shard": DataConfig}
@@ -45,7 +46,7 @@ def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> str
     work.tracker.metrics({"quarantined": len(manifest.quarantined)})
     work.tracker.tags({"tenfold.dataset": dataset.uri})
     if manifest.quarantined:
-        work.reporter.warn(f"{len(manifest.quarantined)} images were quarantined; the report lists them")
+        work.reporter.warn(f"{count(len(manifest.quarantined), 'image')} quarantined; the report lists them")
     summary = {"dataset": dataset.uri, "classes": manifest.classes, "counts": counts,
                "quarantined": [q.model_dump() for q in manifest.quarantined]}  # fmt: skip
     outputs.summary.write_text(json.dumps(summary, indent=1))

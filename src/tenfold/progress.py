@@ -22,6 +22,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def count(number: int, what: str) -> str:
+    """Return ``1 image`` or ``3 images``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 class Reporter:
     """Reports one stage's progress."""
 
@@ -115,10 +120,12 @@ class Reporter:
                 self._line(text)
 
 
+def pace(event: dict[str, Any]) -> str:
+    """Return rate and time left of a progress event; nothing while they are not known."""
+    return f"  {event['rate']:,.0f} {event['unit']}/s  ETA {clock(event['eta'])}" if event["rate"] > 0 else ""
+
+
 def describe(event: dict[str, Any]) -> str:
     """Return a progress event as one line."""
     shown = "".join(f"  {name} {value:.4g}" for name, value in event["figures"].items())
-    return (
-        f"{event['stage']}: {event['phase']} {event['done']}/{event['total']}  "
-        f"{event['rate']:,.0f} {event['unit']}/s  ETA {clock(event['eta'])}{shown}"
-    )
+    return f"{event['stage']}: {event['phase']} {event['done']}/{event['total']}{pace(event)}{shown}"

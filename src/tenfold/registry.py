@@ -48,13 +48,13 @@ def decide(challenger: float, champion: float | None, min_gain: float, *, exists
     if not math.isfinite(challenger):
         return Decision(False, [f"the student's top-1 is {challenger}: not a number that can be compared"])
     if not exists:
-        return Decision(True, ["there is no champion yet"])
+        return Decision(True, ["no version was champion before"])
     if champion is None:
         return Decision(
             False,
             [
-                "the champion was never measured on these test images, so the two cannot be compared; to replace it "
-                "all the same, set the alias champion to this version in MLflow"
+                "the champion was never measured on these test images, so the two cannot be compared; give the models "
+                "of another data set a name of their own (promote.model), or set the alias champion in MLflow"
             ],
         )
     if not math.isfinite(champion):

@@ -80,7 +80,7 @@ def test_first_run_works_every_stage_and_tells_the_ladder_and_the_verdict(runs: 
     ]  # fmt: skip
     assert result["verdict"]["alias"] == "champion"
     report = (runs.home / "runs" / "first" / "report.html").read_text()
-    assert "there is no champion yet" in report
+    assert "no version was champion before" in report
     assert "label spreading on raw pixels" in report
 
 
@@ -209,6 +209,12 @@ def test_killed_in_pretraining_the_same_command_goes_on_from_the_checkpoint(runs
     events = (runs.home / "runs" / "again" / "events.jsonl").read_text().splitlines()
     notes = [e["text"] for e in map(json.loads, events) if e["kind"] == "note" and e["stage"] == "pretrain"]
     assert any(text.startswith("goes on from the checkpoint of step ") for text in notes)
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{runs.home}/mlflow.db")
+    experiment = client.get_experiment_by_name("tenfold")
+    left = client.search_runs([experiment.experiment_id], "tags.`tenfold.run_id` = 'killed'")
+    assert {run.info.status for run in left} == {"KILLED", "FINISHED"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -208,7 +208,7 @@ def make_evaluation(folder: Path, right: int, test_split: str = "s" * 64) -> Pat
         "quarantined": [], "leaks": [], "curves": {}, "pictures": {"views": None, "confidence": None}, "mistakes": [],
         "stages": [{"stage": "distill", "fingerprint": "f" * 64, "run_id": "r", "mlflow_run_id": "m" * 32,
                     "seconds": 1.0, "code": "c" * 64}],
-        "transductive_cap": None,
+        "probe_cap": None,
     }  # fmt: skip
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     predictions = {"test_split": test_split, "view": "v" * 64, "classes": CLASSES, "truth": truth.tolist(),

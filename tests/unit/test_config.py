@@ -66,7 +66,7 @@ def test_a_mistyped_section_gets_a_suggestion() -> None:
 
 
 def test_an_unknown_preset_gets_a_suggestion_and_the_list() -> None:
-    with pytest.raises(ConfigError, match=r"no preset 'digit'; did you mean 'digits'\?.*Presets: .*digits"):
+    with pytest.raises(ConfigError, match=r"no preset 'digit'; did you mean 'digits'\?.*`tenfold presets` lists all"):
         load_config("digit")
 
 

@@ -69,7 +69,7 @@ def evaluation() -> dict[str, Any]:
         "stages": stages, "pictures": {"views": picture(), "confidence": picture()},
         "mistakes": [{"path": "dogs/7.jpg", "true": "dog", "predicted": "cat", "confidence": 0.97,
                       "image": picture()}],
-        "transductive_cap": None,
+        "probe_cap": None,
     }  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def test_the_verdict_is_shown_with_reasons(evaluation: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("champion", "words"),
-    [(None, "There was no champion"), ({"version": "6", "top1": None}, "Version 6"),
+    [({"version": "6", "top1": None}, "Version 6"),
      ({"version": "7", "top1": 0.872}, "Champion already")],
 )  # fmt: skip
 def test_the_verdict_tells_of_a_champion_that_is_missing_unmeasured_or_the_same(

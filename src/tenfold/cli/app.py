@@ -19,7 +19,7 @@ from rich.table import Table
 
 from tenfold import __version__
 from tenfold.components.preflight.stage import Request, check
-from tenfold.config import PromoteConfig, RunConfig, preset_names
+from tenfold.config import PromoteConfig, RunConfig, about_preset, load_preset, preset_names
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError, TenfoldError, redact
 
@@ -31,7 +31,7 @@ config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
 DEFAULT_MODEL = PromoteConfig().model
-Preset = Annotated[str | None, typer.Option(help="Preset to start from; see `tenfold config presets`.")]
+Preset = Annotated[str | None, typer.Option(help="Preset to start from; see `tenfold presets`.")]
 File = Annotated[Path | None, typer.Option("--config", help="YAML file; a key `preset` in it names its base.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One value, as section.key=value; may be repeated.")]
 
@@ -86,7 +86,11 @@ def run(
     result = json.loads(store.read(f"runs/{run_id}/result.json"))
     (folder / "report.html").write_bytes(store.read(f"runs/{run_id}/report.html"))
     model = result["verdict"]["model"]
-    options = "" if model == DEFAULT_MODEL else f" --model {model}"
+    verdict = result["verdict"]
+    if verdict["alias"] != "champion":
+        options = f" --model {model}/{verdict['version']}"
+    else:
+        options = "" if model == DEFAULT_MODEL else f" --model {model}"
     places = {
         "report": str(folder / "report.html"),
         "MLflow": _mlflow_place(environment.tracking_uri),
@@ -162,11 +166,25 @@ def config_show(preset: Preset = None, file: File = None, sets: Sets = None) -> 
     console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False, markup=False)
 
 
-@config_app.command("presets")
-def config_presets() -> None:
-    """List the presets."""
-    for name in preset_names():
-        console.print(name)
+@app.command("presets")
+def presets(
+    name: Annotated[str | None, typer.Argument(help="One preset, or the beginning of some names.")] = None,
+) -> None:
+    """List the presets: where each is from, what to expect, what it costs, and whether it was measured."""
+    chosen = [each for each in preset_names() if each.startswith(name or "")]
+    if not chosen:
+        load_preset(name or "")  # tells the nearest name
+    if len(chosen) == 1:
+        for field, text in about_preset(chosen[0]).model_dump().items():
+            console.print(f"[bold]{field:9}[/bold] {text}", highlight=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("preset", "top-1", "cost", "measured"):
+        table.add_column(column, overflow="fold")
+    for each in chosen:
+        about = about_preset(each)
+        table.add_row(each, about.accuracy, about.cost, about.measured)
+    console.print(table)
 
 
 @app.command()
@@ -198,7 +216,7 @@ def doctor() -> None:
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     model: Annotated[str, typer.Option(help="Registered model: NAME, NAME@ALIAS or NAME/VERSION.")] = DEFAULT_MODEL,
     student: Annotated[Path | None, typer.Option(help="Folder of a student, instead of a registered one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
@@ -206,9 +224,10 @@ def predict(
     """Classify images with the champion or another student."""
     import tempfile
 
-    missing = [str(path) for path in images if not path.is_file()]
+    missing = [str(path) for path in images if not path.exists()]
     if missing:
         raise DataError(f"there is no file {', '.join(missing[:10])}")
+    images = [file for path in images for file in (_images_below(path) if path.is_dir() else [path])]
     from tenfold.predictor import Predictor
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -229,16 +248,30 @@ def predict(
         raise typer.Exit(2)
 
 
+def _images_below(folder: Path) -> list[Path]:
+    from tenfold.data.sources import IMAGE_SUFFIXES
+
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise DataError(f"no images below {folder}")
+    return found
+
+
 def _download(model: str, folder: Path) -> Path:
     from tenfold.registry import CHALLENGER, CHAMPION, Registry
 
     name, separator, which = model.partition("@") if "@" in model else model.partition("/")
-    registry = Registry(Environment.read(), name)
+    environment = Environment.read()
+    missing = f"no model '{name}' is registered; `tenfold run` registers one, or give --student FOLDER"
+    if environment.tracking_uri.startswith("sqlite:///") and not Path(environment.tracking_uri[10:]).is_file():
+        raise DataError(missing)  # MLflow would make an empty one
+    registry = Registry(environment, name)
     if not separator:
         held = registry.by_alias(CHAMPION) or registry.by_alias(CHALLENGER)
         if held is None:
-            raise DataError(f"no model '{name}' is registered; `tenfold run` registers one, or give --student FOLDER")
+            raise DataError(missing)
         which = held.version
+    errors.print(f"{name}, {'version ' if which.isdigit() else ''}{which}", style="dim", highlight=False)
     return registry.download(which, folder)
 
 

@@ -15,7 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from tenfold.progress import clock, describe
+from tenfold.progress import clock, count, describe, pace
 
 STAGES = ("preflight", "shard", "augment", "pretrain", "finetune", "self_train", "pseudo_label", "distill",
           "baseline", "evaluate", "promote")  # fmt: skip
@@ -114,8 +114,7 @@ class Display:
             line = Table.grid(padding=(0, 1))
             line.add_row(
                 ProgressBar(total=state["total"], completed=state["done"], width=28),
-                f"{state['done']}/{state['total']}  {state['rate']:,.0f} {state['unit']}/s  "
-                f"ETA {clock(state['eta'])}  {figures}",
+                f"{state['done']}/{state['total']}{pace(state)}  {figures}",
             )
             return self._spinner, Text(stage, style="bold"), line
         marks = {
@@ -154,7 +153,7 @@ def summary(result: dict[str, Any], console: Console, wall: float, places: dict[
     if evaluation["leaks"]:
         console.print(f"[red]{len(evaluation['leaks'])} test images are also training images (data.allow_leaks).[/red]")
     if evaluation["quarantined"]:
-        console.print(f"{len(evaluation['quarantined'])} images were quarantined; the report lists them.")
+        console.print(f"{count(len(evaluation['quarantined']), 'image')} quarantined; the report lists them.")
     console.print(f"{verdict['model']} version {verdict['version']}: [bold]{verdict['alias']}[/bold]")
     for reason in verdict["reasons"]:
         console.print(f"  {reason}", highlight=False)

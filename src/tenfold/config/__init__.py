@@ -8,8 +8,9 @@ changed field reruns what depends on it and nothing before it.
 
 from tenfold.config.base import Section
 from tenfold.config.data import DataConfig, LabelsConfig, SplitConfig
-from tenfold.config.loading import changed, compose, load_config, load_preset, preset_names
+from tenfold.config.loading import changed, compose, load_config
 from tenfold.config.networks import Description, HeadConfig, ResNetConfig, TimmConfig
+from tenfold.config.presets import About, about_preset, load_preset, preset_names
 from tenfold.config.run import SECTIONS, STAGES, EvaluateConfig, PromoteConfig, RunConfig
 from tenfold.config.training import (
     BaselineConfig,
@@ -40,6 +41,7 @@ from tenfold.config.views import (
 __all__ = [
     "SECTIONS",
     "STAGES",
+    "About",
     "AffineConfig",
     "AugmentConfig",
     "BaselineConfig",
@@ -72,6 +74,7 @@ __all__ = [
     "TimmConfig",
     "TrainConfig",
     "ViewConfig",
+    "about_preset",
     "changed",
     "compose",
     "load_config",

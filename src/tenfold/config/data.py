@@ -32,7 +32,7 @@ class SplitConfig(Section):
 class DataConfig(Section):
     """The images: where they are, which are labelled, which are for testing."""
 
-    source: str = Field("digits", description="'digits', a folder, or s3://bucket/prefix")
+    source: str = Field("", description="'digits', a folder, or s3://bucket/prefix")
     annotations: str | None = Field(None, description="CSV in the source with the columns path, label, split")
     labels: LabelsConfig = LabelsConfig()
     split: SplitConfig = SplitConfig()

@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from tenfold.config.presets import load_preset, merge
 from tenfold.config.run import RunConfig
 from tenfold.errors import ConfigError, did_you_mean
-
-
-def preset_names() -> list[str]:
-    """Return the names of the presets that are installed."""
-    folder = files("tenfold") / "pipelines" / "presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    """Return a preset's values.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    if name not in preset_names():
-        hint = did_you_mean(name, preset_names()) or "."
-        raise ConfigError(f"there is no preset '{name}'{hint} Presets: {', '.join(preset_names())}")
-    text = (files("tenfold") / "pipelines" / "presets" / f"{name}.yaml").read_text()
-    return _mapping(text, f"preset '{name}'")
 
 
 def compose(
@@ -63,7 +44,7 @@ def compose(
     layers.append(_assigned(assignments))
     merged: dict[str, Any] = {}
     for layer in layers:
-        _merge(merged, layer)
+        merge(merged, layer)
     return preset, merged
 
 
@@ -77,7 +58,7 @@ def load_config(
     """
     base, values = compose(preset, file, text, assignments)
     merged = load_preset(base) if base else {}
-    _merge(merged, values)
+    merge(merged, values)
     for section in merged.values():
         # A length in one unit replaces the default in the other.
         if isinstance(section, dict) and section.get("steps") is not None:
@@ -137,7 +118,7 @@ def _assigned(assignments: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             parsed = value
         *parents, last = path.strip().split(".")
-        _merge(result, _nested(parents, {last: parsed}))
+        merge(result, _nested(parents, {last: parsed}))
     if faults:
         raise ConfigError("\n".join(faults))
     return result
@@ -147,25 +128,6 @@ def _nested(parents: list[str], leaf: dict[str, Any]) -> dict[str, Any]:
     for parent in reversed(parents):
         leaf = {parent: leaf}
     return leaf
-
-
-#: Keys of which a section takes one.
-_ALTERNATIVES = (frozenset({"steps", "epochs"}), frozenset({"per_class", "fraction", "file"}))
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    for key, value in over.items():
-        if isinstance(value, Mapping):
-            held = base.get(key)
-            base[key] = held = dict(held) if isinstance(held, dict) else {}
-            _merge(held, value)
-        else:
-            base[key] = value
-            if value is None:
-                continue
-            for others in (group - {key} for group in _ALTERNATIVES if key in group):
-                for other in others - set(over):  # a later layer's choice ends an earlier layer's other one
-                    base.pop(other, None)
 
 
 def _explain(error: ValidationError) -> str:

@@ -188,6 +188,7 @@ def _apply_list(file: str, annotated: list[Annotated]) -> tuple[list[Annotated],
     if not labels:
         raise DataError(f"the label list {file} is empty")
     known = {image.entry.key: image for image in annotated}
+    labels = _with_folders(labels, known)
     _require_found([path for path in labels if path not in known], f"the label list {file}")
     unlabelled = [path for path, label in labels.items() if not (label or known[path].label)]
     if unlabelled:
@@ -200,6 +201,22 @@ def _apply_list(file: str, annotated: list[Annotated]) -> tuple[list[Annotated],
         for image in annotated
     ]
     return changed, frozenset(labels)
+
+
+def _with_folders(labels: dict[str, str], known: Iterable[str]) -> dict[str, str]:
+    """Return the list with the folders of bare file names (as the official ImageNet subsets have them) filled in."""
+    if all("/" in path for path in labels):
+        return labels
+    paths: dict[str, list[str]] = {}
+    for path in known:
+        paths.setdefault(path.rpartition("/")[2], []).append(path)
+    found = {}
+    for name, label in labels.items():
+        places = [name] if "/" in name or name in paths.get(name, []) else paths.get(name, [name])
+        if len(places) > 1:
+            raise DataError(f"the label list names {name}, which is in {len(places)} folders: {sorted(places)[:3]}")
+        found[places[0]] = label
+    return found
 
 
 def _text(data: bytes, where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +37,21 @@ def apply(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.de
         for part in torch.split(images, batch_size)
     ]
     return torch.cat(rows).numpy()
+
+
+@torch.no_grad()
+def infer(
+    functions: Mapping[str, Callable[[Tensor], Tensor]], reader: SplitReader, spec: ViewSpec, numbers: Sequence[int],
+    device: torch.device, batch_size: int = 512,
+) -> dict[str, Floats]:  # fmt: skip
+    """Apply every function to the evaluation views of the samples ``numbers``; no more than a batch is in memory."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in functions}
+    for start in range(0, len(numbers), batch_size):
+        images = evaluation_images(reader, spec, numbers[start : start + batch_size])
+        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        for name, function in functions.items():
+            rows[name].append(function(images).double().cpu())
+    return {name: torch.cat(parts).numpy() for name, parts in rows.items()}
 
 
 def probabilities(model: nn.Module) -> Callable[[Tensor], Tensor]:
