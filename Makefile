@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint format bench-digits compiled clean
+.PHONY: help setup demo test test-all lint format bench-digits bench-cifar10 bench-ablations bench-views compiled clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## virtual environment with tenfold and its tools
 
@@ -21,10 +21,10 @@ demo: $(STAMP)  ## the whole pipeline on handwritten digits, two labels a class
 	TENFOLD_THREADS=$${TENFOLD_THREADS:-1} $(BIN)/tenfold run --preset digits
 
 test: $(STAMP)  ## the tests, real S3 and MLflow servers among them
-	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)  ## also the slow ones
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/ruff check .
@@ -41,6 +41,15 @@ compiled: $(STAMP)  ## compile the pipeline's golden YAML anew
 
 bench-digits: $(STAMP)  ## the ladder over 10 splits; about half an hour, goes on where it was stopped
 	$(BIN)/python benchmarks/digits.py
+
+bench-cifar10: $(STAMP)  ## CIFAR-10 on CPU cores: ARCHIVE=cifar10-jpeg.tar; goes on where it was stopped
+	$(BIN)/python benchmarks/cifar10.py $(ARCHIVE)
+
+bench-ablations: $(STAMP)  ## SimCLRv2's ablations on digits; goes on where it was stopped
+	$(BIN)/python benchmarks/ablations.py
+
+bench-views: $(STAMP)  ## how exact the views are: ORACLE=folder of augment_ops.npz
+	$(BIN)/python benchmarks/views.py --oracle $(or $(ORACLE),tests/oracle)
 
 clean:  ## remove the environment and what runs left here
 	rm -rf $(VENV) .tenfold build dist *.egg-info src/*.egg-info

@@ -109,6 +109,10 @@ def _inherited(environment: Environment, temporary: Path) -> Iterator[None]:
         "MLFLOW_EXPERIMENT_NAME": environment.experiment, "TMPDIR": str(temporary),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }  # fmt: skip
+    if "GLIBC_TUNABLES" not in os.environ:  # keep big blocks: a training step asks for the same ones again and again
+        values["GLIBC_TUNABLES"] = (
+            "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
+        )
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

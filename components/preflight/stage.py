@@ -49,14 +49,15 @@ def _with_init(config: RunConfig) -> RunConfig:
     if init is None:
         return config
     path = str(_absolute(init.path))
-    try:
-        text = open_store(path, patient=False).read("model.json").decode()
-        known = Description.model_validate_json(text)
-    except KeyError:
+    store = open_store(path, patient=False)
+    if not store.exists("model.json"):
         raise DataError(
             f"pretrain.init.path: there is no encoder in {path} (no model.json); `tenfold import-checkpoint` makes one "
             "of an official or timm checkpoint, and a run leaves its own in the pretrain stage's output"
-        ) from None
+        )
+    try:
+        text = store.read("model.json").decode()
+        known = Description.model_validate_json(text)
     except ValueError:
         raise DataError(f"pretrain.init.path: {path}/model.json is no description of a network") from None
     if known.kind != "simclr":

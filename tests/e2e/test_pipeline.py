@@ -75,7 +75,8 @@ def test_first_run_works_every_stage_and_tells_the_ladder_and_the_verdict(runs: 
     assert sorted(runs.started("first")) == sorted(STAGES)
     result = runs.result("first")
     assert [rung["id"] for rung in result["evaluation"]["rungs"]] == [
-        "pixels_logistic", "pixels_spreading", "baseline", "encoder_logistic", "encoder_spreading", "finetuned",
+        "pixels_logistic", "pixels_spreading", "baseline", "encoder_neighbours", "encoder_logistic",
+        "encoder_spreading", "finetuned",
         "self_trained", "student",
     ]  # fmt: skip
     assert result["verdict"]["alias"] == "champion"

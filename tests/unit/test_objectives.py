@@ -55,6 +55,27 @@ def test_contrastive_loss_is_nt_xent_of_both_views_in_one_batch() -> None:
     assert figures["contrast_accuracy"] == expected.accuracy
 
 
+def test_in_bfloat16_the_networks_compute_in_it_and_the_similarities_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    objective = Contrastive(SimCLRModel(ResNet(10, 0.125), ProjectionHead(64, 2, 8)), 0.5).train()
+    seen: list[tuple[torch.dtype, bool]] = []
+    whole = nt_xent
+
+    def spy(first: Tensor, *given: object) -> object:
+        seen.append((first.dtype, torch.is_autocast_enabled("cpu")))
+        return whole(first, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tenfold.training.objectives.nt_xent", spy)
+    hidden: list[torch.dtype] = []
+    objective.model.encoder.register_forward_hook(lambda *call: hidden.append(call[-1].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        objective.loss({"train": batch(images(6, 0), images(6, 1))})
+    assert hidden == [torch.bfloat16]
+    assert seen == [(torch.float32, False)]
+
+
 def test_supervised_loss_takes_the_labels_by_sample_number() -> None:
     objective = Supervised(classifier(0), LABELS, 0.1, 0.0).train()
     twin = copy.deepcopy(objective.model)

@@ -170,6 +170,24 @@ def test_a_label_list_may_be_plain_lines_and_relative_to_the_current_folder(
     assert annotated(tmp_path / "images", labels={"file": "labels.txt"}).listed == {"cat/2.jpg"}
 
 
+def test_a_label_list_of_bare_file_names_finds_them_in_their_folders(tmp_path: Path) -> None:
+    place(
+        tmp_path / "data", ["train/n01/n01_5.JPEG", "train/n02/n02_7.JPEG", "train/n02/n02_8.JPEG", "test/n01/x.JPEG"]
+    )
+    listed = tmp_path / "1percent.txt"
+    listed.write_text("n02_7.JPEG\nn01_5.JPEG\n")
+    found = annotated(tmp_path / "data", labels={"file": str(listed)})
+    assert found.listed == {"train/n02/n02_7.JPEG", "train/n01/n01_5.JPEG"}
+
+
+def test_a_bare_name_that_two_folders_hold_is_refused(tmp_path: Path) -> None:
+    place(tmp_path / "data", ["cat/1.jpg", "dog/1.jpg"])
+    listed = tmp_path / "list.txt"
+    listed.write_text("1.jpg\n")
+    with pytest.raises(DataError, match=r"names 1\.jpg, which is in 2 folders"):
+        annotated(tmp_path / "data", labels={"file": str(listed)})
+
+
 def test_a_label_list_with_absent_images_gives_their_count_and_the_first_ten(tmp_path: Path) -> None:
     place(tmp_path, ["cat/1.jpg"])
     (tmp_path / "labels.txt").write_text("cat/1.jpg\n" + "".join(f"gone/{n:02d}.jpg\n" for n in range(13)))

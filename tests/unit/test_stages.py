@@ -48,6 +48,7 @@ from tenfold.data.sources import open_source
 from tenfold.environment import Environment
 from tenfold.errors import DataError
 from tenfold.evaluation.inference import apply, evaluation_images, probabilities
+from tenfold.fingerprint import digest
 from tenfold.models.saved import load, load_classifier, save
 from tenfold.progress import Reporter
 from tenfold.storage import FileStore
@@ -230,6 +231,81 @@ def test_equal_seeds_give_equal_classifiers_and_other_seeds_others(made: Made, d
     a, b, c = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["linear.weight"], c["linear.weight"])
+
+
+def test_pretraining_can_watch_its_features_and_take_an_encoder_as_it_is(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
+) -> None:
+    inputs = pretrain.Inputs(digits.uri, RANDOM, EVALUATION)
+    config = PretrainConfig(**SHORT, network=TINY, head=HEAD, watch=3, keep="best")
+    pretrain.run(config, inputs, pretrain.Outputs(tmp_path / "watched"), work("pretrain"))
+    points = [point for point in history(tmp_path / "watched") if "knn_accuracy" in point]
+    assert len(points) == 3
+    assert all(0 <= point["knn_accuracy"] <= 1 and point["uniformity"] < 0 < point["alignment"] for point in points)
+
+    digest_ = digest((made.encoder / "model.json").read_text())
+    init = {"path": str(made.encoder), "skip": True, "digest": digest_}
+    taken = PretrainConfig(**SHORT, network=TINY, head=HEAD, init=init)  # type: ignore[arg-type]
+    pretrain.run(taken, inputs, pretrain.Outputs(tmp_path / "taken"), work("pretrain"))
+    for name, tensor in weights(made.encoder).items():
+        assert torch.equal(tensor, weights(tmp_path / "taken")[name])
+
+    further = taken.model_copy(update={"init": taken.init.model_copy(update={"skip": False})})  # type: ignore[union-attr]
+    pretrain.run(further, inputs, pretrain.Outputs(tmp_path / "further"), work("pretrain-further"))
+    assert not torch.equal(weights(tmp_path / "further")["encoder.stem.0.0.weight"],
+                           weights(made.encoder)["encoder.stem.0.0.weight"])  # fmt: skip
+    other = taken.model_copy(update={"init": taken.init.model_copy(update={"digest": "0" * 64})})  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="another than preflight saw"):
+        pretrain.run(other, inputs, pretrain.Outputs(tmp_path / "other"), work("pretrain"))
+
+
+def test_linear_evaluation_trains_the_classifier_alone_and_keeps_the_statistics(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
+) -> None:
+    config = FinetuneConfig(**SHORT, from_head_layer=1, frozen=True)
+    finetune.run(
+        config, finetune.Inputs(digits.uri, RANDOM, EVALUATION, made.encoder), finetune.Outputs(tmp_path / "linear"),
+        work("finetune"),
+    )  # fmt: skip
+    before, after = weights(made.encoder), weights(tmp_path / "linear")
+    for name, tensor in after.items():
+        if not name.startswith("linear."):
+            assert torch.equal(tensor, before[name]), name
+    assert after["linear.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_a_student_can_learn_from_the_labelled_images_alone(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work], alpha: float
+) -> None:
+    config = DistillConfig(**SHORT, network=TINY, images="labelled", alpha=alpha)
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = distill.Distillation.loss
+
+        def loss(self: Any, batches: Any) -> Any:
+            seen.extend(batches["unlabelled"].numbers.tolist())
+            assert len(self.soft) == 20
+            return whole(self, batches)
+
+        patch.setattr(distill.Distillation, "loss", loss)
+        distill.run(config, distill_inputs(made, digits), distill.Outputs(tmp_path / "s"), work("distill"))
+    assert max(seen) < 20
+
+
+def test_a_memory_that_does_not_fit_the_run_is_warned_of(
+    digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Reporter, "warn", lambda self, text: told.append(text))
+    memory = {"size": 1000, "momentum": 0.999}
+    config = PretrainConfig(**SHORT, network=TINY, head=HEAD, memory=memory)  # type: ignore[arg-type]
+    pretrain.run(
+        config, pretrain.Inputs(digits.uri, RANDOM, EVALUATION), pretrain.Outputs(tmp_path / "e"),
+        new_work(tmp_path, "pretrain"),
+    )  # fmt: skip
+    assert any("at most a quarter, 31" in text for text in told)
+    assert any("still is half its start" in text for text in told)
 
 
 def described(folder: Path) -> Description:

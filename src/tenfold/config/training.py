@@ -38,6 +38,9 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the networks' products; weights, norms and losses stay float32"
+    )
     seed: Seed | None = Field(None, description="the run's seed unless set")
 
     @model_validator(mode="after")

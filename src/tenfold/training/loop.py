@@ -88,7 +88,8 @@ def fit(
             group["lr"] = rate_at(step, length, peak)
         batches = {name: next(stream) for name, stream in opened.items()}
         optimizer.zero_grad(set_to_none=True)
-        loss, figures = objective.loss(batches)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss, figures = objective.loss(batches)
         loss.backward()  # type: ignore[no-untyped-call]
         size = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not torch.isfinite(loss + size):

@@ -59,19 +59,22 @@ class Contrastive(Objective):
         """NT-Xent of the batch; both views pass the network together, so they share its batch statistics."""
         first, second = batches["train"].views
         together = torch.cat([first, second]).contiguous(memory_format=torch.channels_last)
-        z = self.model(together).float()
-        a, b = z[: len(first)], z[len(first) :]
-        self._views = (a.detach(), b.detach())
-        if self.momentum is None:
-            loss, accuracy = nt_xent(a, b, self.temperature)
-            return loss, {"contrast_accuracy": accuracy}
-        with torch.no_grad():
-            keys = self.momentum.model(together).float()
-        one, other = keys[: len(first)], keys[len(first) :]
-        forth = momentum_contrast(a, other, self.queue, self.temperature)
-        back = momentum_contrast(b, one, self.queue, self.temperature)
-        self._enqueue(all_gather(unit(one)))
-        return forth.loss + back.loss, {"contrast_accuracy": (forth.accuracy + back.accuracy) / 2}
+        z = self.model(together)
+        keys = None
+        if self.momentum is not None:
+            with torch.no_grad():
+                keys = self.momentum.model(together)
+        with torch.autocast(z.device.type, enabled=False):  # similarities over a low temperature need float32
+            a, b = z.float().split(len(first))
+            self._views = (a.detach(), b.detach())
+            if keys is None:
+                loss, accuracy = nt_xent(a, b, self.temperature)
+                return loss, {"contrast_accuracy": accuracy}
+            one, other = keys.float().split(len(first))
+            forth = momentum_contrast(a, other, self.queue, self.temperature)
+            back = momentum_contrast(b, one, self.queue, self.temperature)
+            self._enqueue(all_gather(unit(one)))
+            return forth.loss + back.loss, {"contrast_accuracy": (forth.accuracy + back.accuracy) / 2}
 
     def _enqueue(self, keys: Tensor) -> None:
         keys = keys[: len(self.queue)]

@@ -1,0 +1,263 @@
+"""CIFAR-10 on CPU cores: what 50 labels a class give, and how many labels the unlabelled images save.
+
+One encoder is pretrained on the 50,000 training images. With each of three label subsets (50 a class, and a training
+seed of its own) the pipeline goes on from that encoder: fine-tuning, self-training, and a student of the same size.
+Beside it, the same network is trained on the labels alone, for 50, 100, 250 and 500 labels a class. The factor of
+labels saved is read off that curve: where it reaches the student's accuracy, by a straight line between its points in
+the logarithm of the labels.
+
+Intervals are Student's t over the three subsets and their seeds; the encoder and the test images are the same in all,
+so they do not show how another encoder would do. Each cell of the grid leaves a file, so an interrupted benchmark
+goes on where it stopped. Nothing was chosen by the test images; benchmarks/README.md tells what was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from record import RESULTS, current_commit, write_result
+from scipy import stats
+
+from tenfold.config import RunConfig, load_config
+from tenfold.environment import Environment
+from tenfold.evaluation.figures import save_ladder_png
+
+SUBSETS, BUDGETS = 3, (50, 100, 250, 500)
+#: Steps of training on the labels alone: more labels are worth a longer run.
+STEPS = {50: 1500, 100: 2000, 250: 3000, 500: 4000}
+PRESET = "cifar10-cpu"
+
+
+class Grid:
+    """The benchmark's home: images, one store and MLflow file, and a file for each cell that is done."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.images = home, home / "images"
+        self.cells = home / "cells"
+        self.cells.mkdir(parents=True, exist_ok=True)
+
+    def unpack(self, archive: Path) -> None:
+        """Unpack the images once."""
+        if not (self.images / "test").is_dir():
+            aside = self.home / "images.part"
+            with tarfile.open(archive) as tar:
+                tar.extractall(aside, filter="data")
+            aside.rename(self.images)
+
+    def held(self, name: str) -> dict[str, Any] | None:
+        """Return a cell's result; None where it is not done."""
+        path = self.cells / f"{name}.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else None
+
+    def keep(self, name: str, result: dict[str, Any]) -> None:
+        """Write a cell's result, whole or not at all."""
+        aside = self.cells / f"{name}.part"
+        aside.write_text(json.dumps(result))
+        aside.rename(self.cells / f"{name}.json")
+
+    def encoder(self) -> Path:
+        """Return the encoder that the first subset's run made."""
+        (folder,) = {path.parent for path in (self.home / "run-0" / "kfp").glob("*/pretrain/encoder/model.json")}
+        return folder
+
+    def sets(self, subset: int) -> list[str]:
+        """Return the settings of a subset's run."""
+        given = [f"data.source={self.images}", f"seed={subset}", f"data.labels.seed={subset}"]
+        if subset:
+            given += [f"pretrain.init.path={self.encoder()}", "pretrain.init.skip=true"]
+        return given
+
+
+def run_pipeline(grid: Grid, subset: int, threads: int) -> None:
+    """Run the pipeline on one label subset; the first one pretrains."""
+    home, run_id = grid.home / f"run-{subset}", f"subset-{subset}"
+    command = [str(Path(sys.executable).parent / "tenfold"), "run", "--preset", PRESET]
+    for item in grid.sets(subset):
+        command += ["--set", item]
+    environment = {**os.environ, "TENFOLD_HOME": str(home), "TENFOLD_RUN_ID": run_id, "TENFOLD_THREADS": str(threads)}
+    home.mkdir(exist_ok=True)
+    start = time.monotonic()
+    with (home / "output.txt").open("a") as output:
+        subprocess.run(command, env=environment, check=True, stdout=output, stderr=subprocess.STDOUT)
+    result = json.loads((home / "store" / "runs" / run_id / "result.json").read_text())["evaluation"]
+    history = json.loads((grid.encoder() / "history.json").read_text())
+    watched = [point for point in history if "knn_accuracy" in point]
+    grid.keep(f"run-{subset}", {**result, "wall": time.monotonic() - start, "watched": watched})
+
+
+def train_supervised(grid: Grid, budget: int, subset: int) -> None:
+    """Train the student's network on ``budget`` labels a class alone, with the stage that the pipeline uses."""
+    import torch
+
+    from tenfold.augment.spec import resolve_specs
+    from tenfold.components.finetune import stage as finetune
+    from tenfold.data.build import build_dataset
+    from tenfold.data.reader import SplitReader
+    from tenfold.data.sources import open_source
+    from tenfold.evaluation.inference import infer, probabilities
+    from tenfold.models.saved import load_classifier
+    from tenfold.progress import Reporter
+    from tenfold.storage import open_store
+    from tenfold.work import Work
+
+    name = f"supervised-{budget}-{subset}"
+    environment = replace(Environment.read(), home=grid.home / name, store=(grid.home / "store").as_uri(), threads=1)
+    config: RunConfig = load_config(
+        PRESET,
+        assignments=[
+            f"data.source={grid.images}", f"seed={subset}", f"data.labels.seed={subset}",
+            f"data.labels.per_class={budget}", f"baseline.steps={STEPS[budget]}",
+        ],
+    ).resolved()  # fmt: skip
+    start = time.monotonic()
+    store = open_store(environment.store)
+    dataset, _ = build_dataset(open_source(str(grid.images)), config.data, store)
+    specs = resolve_specs(config.augment)
+    folder = environment.home / "classifier"
+    work = Work("baseline", name, store, environment, Reporter("baseline", environment.home / "events.jsonl"))
+    environment.home.mkdir(exist_ok=True)
+    inputs = finetune.Inputs(dataset.uri, specs.baseline.encoded(), specs.evaluation.encoded(), None)
+    finetune.run(config.baseline, inputs, finetune.Outputs(folder), work)
+    reader, (model, _) = SplitReader(dataset, "test", work.cache), load_classifier(folder)
+    numbers = list(range(len(reader)))
+    found = infer({"p": probabilities(model)}, reader, specs.evaluation, numbers, torch.device("cpu"))["p"]
+    top1 = float((found.argmax(1) == reader.labels()).mean())
+    grid.keep(name, {"top1": top1, "seconds": time.monotonic() - start})
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Return mean and 95% t-interval over the subsets."""
+    array = np.array(values)
+    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
+    return {"mean": float(array.mean()), "low": float(array.mean() - half), "high": float(array.mean() + half)}
+
+
+def labels_saved(curve: dict[int, float], accuracy: float) -> dict[str, Any]:
+    """Return the labels a class at which the supervised curve reaches ``accuracy``, and the factor over the least."""
+    budgets = sorted(curve)
+    for few, many in itertools.pairwise(budgets):
+        if curve[few] <= accuracy <= curve[many]:
+            share = (accuracy - curve[few]) / (curve[many] - curve[few])
+            equal = math.exp(math.log(few) + share * math.log(many / few))
+            return {"labels_a_class": equal, "factor": equal / budgets[0], "beyond": False}
+    above = accuracy > curve[budgets[-1]]
+    equal = budgets[-1] if above else budgets[0]
+    return {"labels_a_class": equal, "factor": equal / budgets[0], "beyond": above}
+
+
+def summarize(grid: Grid) -> dict[str, Any]:
+    """Return the result file's content from the cells."""
+    runs = [grid.held(f"run-{subset}") for subset in range(SUBSETS)]
+    assert all(runs)
+    cells = [run for run in runs if run is not None]
+    table = []
+    for number, rung in enumerate(cells[0]["rungs"]):
+        values = [run["rungs"][number]["top1"]["value"] for run in cells]
+        gains = [run["rungs"][-1]["top1"]["value"] - value for run, value in zip(cells, values, strict=True)]
+        table.append(
+            {"id": rung["id"], "title": rung["title"], "values": values, "top1": interval(values),
+             "student_minus_rung": interval(gains) if rung["id"] != "student" else None,
+             "seconds": cells[0]["rungs"][number]["seconds"]}
+        )  # fmt: skip
+    (baseline,) = [row for row in table if row["id"] == "baseline"]
+    points: dict[int, list[float]] = {50: baseline["values"]}
+    for budget in BUDGETS[1:]:
+        done = [grid.held(f"supervised-{budget}-{subset}") for subset in range(SUBSETS)]
+        points[budget] = [cell["top1"] for cell in done if cell is not None]
+    curve = {budget: float(np.mean(values)) for budget, values in points.items()}
+    seconds = {path.stem: json.loads(path.read_text()) for path in sorted(grid.cells.glob("*.json"))}
+    return {
+        "rungs": table, "test_images": cells[0]["test_images"], "labels_a_class": 50,
+        "supervised": {str(budget): {"values": values, "top1": interval(values)} for budget, values in points.items()},
+        "labels_saved": labels_saved(curve, table[-1]["top1"]["mean"]), "watched": cells[0]["watched"],
+        "cell_seconds": {name: cell.get("wall", cell.get("seconds")) for name, cell in seconds.items()},
+        "steps_of_supervised_training": {str(budget): steps for budget, steps in STEPS.items()},
+    }  # fmt: skip
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw the supervised curve, with the student's and the fine-tuned teacher's accuracy across it."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    curve = {int(budget): point for budget, point in result["supervised"].items()}
+    budgets = sorted(curve)
+    means = [100 * curve[b]["top1"]["mean"] for b in budgets]
+    axes.plot(budgets, means, marker="o", color="#555555", label="the same network on the labels alone")
+    for budget in budgets:
+        axes.plot([budget] * 3, [100 * v for v in curve[budget]["values"]], "_", color="#555555", markersize=9)
+    shown = [row for row in result["rungs"] if row["id"] in {"finetuned", "student"}]
+    for row, colour in zip(shown, ("#9467bd", "#1f77b4"), strict=False):
+        axes.axhline(100 * row["top1"]["mean"], color=colour, linewidth=1)
+        axes.plot([50] * 3, [100 * v for v in row["values"]], "o", color=colour, label=f"{row['title']}, 50 a class")
+    axes.set(xscale="log", xlabel="labels a class", ylabel="top-1 on the 10,000 test images, %", xticks=budgets)
+    axes.set_xticklabels([str(budget) for budget in budgets])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run what is missing of the grid and write results/cifar10.json and its two figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path, help="tar of CIFAR-10 as JPEG: train/<class>/…, test/<class>/…")
+    parser.add_argument("--home", type=Path, default=Path(".tenfold/bench-cifar10"))
+    parser.add_argument("--cell", help="run this cell alone (supervised-BUDGET-SUBSET)")
+    options = parser.parse_args()
+    commit, grid = current_commit(), Grid(options.home.absolute())
+    grid.unpack(options.archive)
+    if options.cell:
+        _, budget, subset = options.cell.split("-")
+        train_supervised(grid, int(budget), int(subset))
+        return
+    if grid.held("run-0") is None:
+        run_pipeline(grid, 0, Environment.read().threads)
+    waiting = [f"run-{subset}" for subset in range(1, SUBSETS)]
+    waiting += [f"supervised-{budget}-{subset}" for budget in BUDGETS[1:] for subset in range(SUBSETS)]
+
+    def work(name: str) -> None:
+        if grid.held(name) is not None:
+            return
+        start = time.monotonic()
+        if name.startswith("run-"):
+            run_pipeline(grid, int(name[4:]), 1)
+        else:
+            with (grid.home / f"{name}.txt").open("w") as output:
+                command = [sys.executable, __file__, str(options.archive), "--home", str(grid.home), "--cell", name]
+                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                subprocess.run(command, env=environment, check=True, stdout=output, stderr=subprocess.STDOUT)
+        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+
+    with ThreadPoolExecutor(Environment.read().threads) as pool:
+        list(pool.map(work, waiting))
+    result = summarize(grid)
+    path = write_result("cifar10", {"what": __doc__, **result}, commit)
+    rows = [
+        {"id": row["id"], "title": row["title"], "seconds": row["seconds"],
+         "scores": {"top1": {"value": row["top1"]["mean"], "low": row["top1"]["low"], "high": row["top1"]["high"]}}}
+        for row in result["rungs"]
+    ]  # fmt: skip
+    save_ladder_png(rows, RESULTS / "cifar10.png")
+    draw(result, RESULTS / "cifar10_labels.png")
+    for row in result["rungs"]:
+        print(f"{row['title']:<48}{100 * row['top1']['mean']:>7.1f}%  {[round(100 * v, 1) for v in row['values']]}")
+    print({budget: round(100 * point["top1"]["mean"], 1) for budget, point in result["supervised"].items()})
+    print(result["labels_saved"], f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Pretraining that starts from an encoder which is there already, and what is imported for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from tenfold.components.preflight.stage import Request
+from tenfold.config import Description, HeadConfig, ResNetConfig
+from tenfold.errors import ConfigError, DataError
+from tenfold.models.heads import SimCLRModel
+from tenfold.models.imported import import_timm
+from tenfold.models.saved import build, load, save
+
+TENFOLD = str(Path(sys.executable).parent / "tenfold")
+#: A small timm model.
+NAME = "resnet10t"
+
+
+def resolve(*assignments: str, preset: str = "digits") -> object:
+    import yaml
+
+    from tenfold.config import compose
+
+    _, values = compose(None, None, "", assignments)
+    return Request(preset, yaml.safe_dump(values), {}).resolve()
+
+
+def encoder(folder: Path, layers: int = 2, kind: str = "simclr") -> Path:
+    network = ResNetConfig(depth=10, width=0.125)
+    head = HeadConfig(layers=layers, features=8)
+    description = Description(
+        kind=kind, network=network, head=head, image_size=16, classes=["a", "b"] if kind == "classifier" else []
+    )  # type: ignore[arg-type]
+    save(folder, build(description), description)
+    return folder
+
+
+def test_the_network_and_head_are_those_of_the_encoder_that_is_there(tmp_path: Path) -> None:
+    config = resolve(f"pretrain.init.path={encoder(tmp_path / 'e')}")
+    assert config.pretrain.network == ResNetConfig(depth=10, width=0.125)
+    assert config.pretrain.head == HeadConfig(layers=2, features=8)
+    assert config.distill.network == config.pretrain.network  # distill.init is finetuned
+    assert config.pretrain.init.digest
+
+
+def test_another_encoder_at_the_same_place_is_another_configuration(tmp_path: Path) -> None:
+    first = resolve(f"pretrain.init.path={encoder(tmp_path / 'e')}").stage_strings()["pretrain"]
+    torch.manual_seed(1)
+    assert resolve(f"pretrain.init.path={encoder(tmp_path / 'e')}").stage_strings()["pretrain"] != first
+
+
+def test_a_head_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"finetune\.from_head_layer is 3, but pretrain\.head\.layers is 2"):
+        resolve(f"pretrain.init.path={encoder(tmp_path / 'e')}", "finetune.from_head_layer=3")
+
+
+def test_a_place_without_an_encoder_and_a_classifier_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no encoder in .*tenfold import-checkpoint"):
+        resolve(f"pretrain.init.path={tmp_path}")
+    with pytest.raises(DataError, match="holds a classifier"):
+        resolve(f"pretrain.init.path={encoder(tmp_path / 'c', kind='classifier')}")
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(DataError, match="no description of a network"):
+        resolve(f"pretrain.init.path={tmp_path}")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_timm_weights_become_an_encoder_with_the_same_features(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(NAME, num_classes=7).eval()
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": theirs.state_dict()}, file)
+    else:
+        save_file(theirs.state_dict(), file)
+    import_timm(file, NAME, tmp_path / "encoder", 64)
+    model, description = load(tmp_path / "encoder")
+    assert isinstance(model, SimCLRModel)
+    assert description.head == HeadConfig(layers=0)
+    images = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(theirs.default_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = theirs.forward_head(theirs.forward_features((images - mean) / std), pre_logits=True)
+        assert torch.allclose(model.encoder(images), expected, atol=1e-5)
+        assert torch.equal(model(images), model.encoder(images))
+
+
+def test_weights_of_another_timm_model_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("resnet14t").state_dict(), file)
+    with pytest.raises(DataError, match="it is of another network"):
+        import_timm(file, NAME, tmp_path / "encoder", 64)
+    with pytest.raises(DataError, match=r"no model 'resnet10x'; did you mean"):
+        import_timm(file, "resnet10x", tmp_path / "encoder", 64)
+    assert not (tmp_path / "encoder").exists()
+
+
+class Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (self.path,))  # type: ignore[return-value]
+
+
+def test_a_hostile_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": Canary(tmp_path / "canary")}, file)
+    with pytest.raises(DataError, match="no tensors that can be read safely"):
+        import_timm(file, NAME, tmp_path / "encoder", 64)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_timm_encoder_cannot_be_the_student_s_network(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model(NAME).state_dict(), file)
+    import_timm(file, NAME, tmp_path / "encoder", 64)
+    with pytest.raises(ConfigError, match=r"timm's resnet10t; set distill\.init=scratch"):
+        resolve(f"pretrain.init={{path: {tmp_path / 'encoder'}, skip: true}}", "finetune.from_head_layer=0")
+    config = resolve(
+        f"pretrain.init={{path: {tmp_path / 'encoder'}, skip: true}}", "finetune.from_head_layer=0",
+        "distill.init=scratch",
+    )  # fmt: skip
+    assert config.pretrain.head == HeadConfig(layers=0)
+
+
+def test_the_command_refuses_a_folder_that_is_there_and_a_checkpoint_that_is_not(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "file").write_text("held")
+    for arguments, message in (
+        ([str(tmp_path / "none"), str(tmp_path / "made")], "is there already"),
+        ([str(tmp_path / "none"), str(tmp_path / "new")], "there is no TensorFlow checkpoint"),
+        ([str(tmp_path / "none"), str(tmp_path / "new"), "--timm", NAME, "--average"], "are for official checkpoints"),
+    ):
+        done = subprocess.run([TENFOLD, "import-checkpoint", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert json.dumps([path.name for path in (tmp_path / "made").iterdir()]) == '["file"]'
