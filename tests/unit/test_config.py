@@ -13,7 +13,10 @@ from tenfold.config import (
     SECTIONS,
     STAGES,
     DistillConfig,
+    MemoryConfig,
+    ResNetConfig,
     RunConfig,
+    about_preset,
     compose,
     load_config,
     load_preset,
@@ -21,6 +24,7 @@ from tenfold.config import (
 )
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, did_you_mean, redact
+from tenfold.optim.build import peak_rate
 
 
 def differing(one: RunConfig, other: RunConfig) -> set[str]:
@@ -285,6 +289,45 @@ def test_a_length_is_steps_or_epochs_of_the_data_and_never_nothing(
 ) -> None:
     section = DistillConfig.model_validate({"epochs": None, **given, "batch_size": 100})
     assert section.length(images).steps == steps
+
+
+IMAGENET = 1_281_167
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "images", "steps"),
+    [("simclrv2-r50-1x-1pct", "pretrain", IMAGENET, 250_228), ("simclrv2-r50-1x-1pct", "finetune", 12_811, 751),
+     ("simclrv2-r152-3x-sk-10pct", "finetune", 128_116, 3_754),
+     ("simclrv2-r50-2x-sk-100pct", "finetune", IMAGENET, 37_535)],
+)  # fmt: skip
+def test_the_papers_presets_have_the_steps_of_the_official_checkpoints(
+    name: str, stage: str, images: int, steps: int
+) -> None:
+    assert getattr(load_config(name), stage).length(images).steps == steps
+
+
+def test_the_papers_presets_have_the_papers_values() -> None:
+    narrow, wide = load_config("simclrv2-r50-1x-10pct"), load_config("simclrv2-r152-3x-sk-1pct")
+    assert wide.pretrain.network == ResNetConfig(depth=152, width=3, selective_kernels=True, small_images=False)
+    assert peak_rate(narrow.pretrain.optimizer, 4096) == pytest.approx(6.4)
+    assert narrow.pretrain.length(IMAGENET).warmup == 12_511
+    assert peak_rate(narrow.finetune.optimizer, 1024) == pytest.approx(0.16)
+    assert peak_rate(wide.finetune.optimizer, 1024) == pytest.approx(0.064)
+    assert (narrow.pretrain.temperature, narrow.pretrain.memory) == (0.1, MemoryConfig(size=65_536, momentum=0.999))
+    linear = load_config("simclrv2-r50-2x-linear").finetune
+    assert (linear.frozen, linear.from_head_layer, linear.optimizer.name) == (True, 0, "sgd")
+    assert peak_rate(linear.optimizer, linear.batch_size) == pytest.approx(1.6)
+    first = load_config("simclr-r50-4x-linear").pretrain
+    assert first.length(IMAGENET).warmup == 3_127
+    assert (first.head.layers, first.memory, peak_rate(first.optimizer, 4096)) == (2, None, pytest.approx(4.8))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_tells_its_source_cost_and_accuracy(name: str) -> None:
+    about = about_preset(name)
+    assert all(about.model_dump().values())
+    if name.startswith("simclr"):
+        assert name in about.command
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -57,7 +57,7 @@ class TrainConfig(Section):
         """Return the number of steps over ``images``, of which each step takes ``batch_size`` (default: the batch).
 
         As the official SimCLR code counts: ``epochs`` over N images in batches of B are N·epochs // B + 1 steps, and
-        a warm-up in epochs is rounded to the nearest step.
+        a warm-up in epochs is rounded down to a step.
         """
         batch = batch_size or self.batch_size
         steps = self.steps or int(images * (self.epochs or 0) // batch) + 1
