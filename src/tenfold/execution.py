@@ -6,6 +6,7 @@ A KFP component calls :func:`execute`, which loads the stage's module and calls 
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import json
 import os
@@ -88,6 +89,7 @@ class Attempt:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        gc.freeze()  # the process ends: looking through all of torch for garbage would take a second
         if not isinstance(error, Exception):
             return
         message = redact(str(error))
@@ -129,7 +131,9 @@ def execute(
         start = time.monotonic()
         # threads that wait by spinning take the cores from the data's threads, and from whatever else runs here
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        gc.disable()  # importing torch makes many objects and no garbage
         module = importlib.import_module(f"tenfold.components.{room or task}.stage")
+        gc.enable()
         # only now: two threads that import at once hinder each other more than they gain
         attempt.tracker = tracker = QueuedTracker(partial(task_run, environment, task))
         given, made = _typed(module.Inputs, inputs), _typed(module.Outputs, outputs)
