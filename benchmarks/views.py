@@ -1,8 +1,9 @@
 """How far each view operation is from the official code's.
 
-The oracle holds what TensorFlow computed on fixed images (``augment_ops.npz``; the one in tests/oracle unless given). For each operation and backend
-the mean and the largest absolute difference of pixels in [0, 1] are taken over all of its parameters, and for
-the crops the quantiles of their share of the area. Writes ``results/views.json``; docs/views.md explains it.
+The oracle holds what TensorFlow computed on fixed images (``augment_ops.npz``; the one in tests/oracle unless
+given). For each operation and backend the mean and the largest absolute difference of pixels in [0, 1] are taken over
+all of its parameters, and for the crops the quantiles of their share of the area. Writes ``results/views.json``;
+docs/views.md explains it.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def measure(oracle: Any) -> dict[str, Any]:
     boxes = np.array([crop_box(CropConfig(), 300, 400) for _ in range(4000)])
     even = np.array([crop_box(CropConfig(sampling="area", area=(0.08, 1.0)), 300, 400) for _ in range(4000)])
     crops = {
-        "official": quantiles(oracle["crop_boxes_300x400_y_x_h_w"], 300, 400),
+        "official": quantiles(oracle["crop_boxes_300x400_y_x_h_w"].astype(np.int64), 300, 400),
         "height.torchvision": quantiles(boxes, 300, 400),
         "height.dali": quantiles(dali_boxes(4000, 300, 400), 300, 400),
         "area.torchvision": quantiles(even, 300, 400),

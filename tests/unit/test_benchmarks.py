@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from cifar10 import interval, labels_saved  # noqa: E402
+from cifar10 import interval, labels_saved
 
 CURVE = {50: 0.40, 100: 0.50, 250: 0.65, 500: 0.75}
 
