@@ -60,8 +60,8 @@ def evaluation() -> dict[str, Any]:
     return {
         "name": "animals", "run_id": "this-run", "dataset": "s3://bucket/datasets/" + "a" * 64 + ".json",
         "classes": classes, "test_images": 200, "confidence": 0.95, "rungs": rungs,
-        "student": {"network": {"depth": 18, "width": 1.0, "small_images": True}, "parameters": 11_173_962,
-                    "image_size": 32},
+        "student": {"network": {"depth": 18, "width": 1.0, "small_images": True, "selective_kernels": False},
+                    "parameters": 11_173_962, "image_size": 32},
         "counts": {"unlabelled": 50_000, "labelled": 250, "test": 200}, "labelled": {"cat": 125, "dog": 125},
         "leaks": [],
         "quarantined": [{"path": "cats/broken.jpg", "reason": "the file ends early"}],

@@ -21,14 +21,14 @@ from tenfold.config import Description, HeadConfig, ResNetConfig
 from tenfold.errors import DataError
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.norm import BatchNorm
-from tenfold.models.resnet import LAYOUTS, Block, ResNet
+from tenfold.models.resnet import Block, ResNet
 from tenfold.models.saved import build
 from tenfold.models.tf_checkpoint import TFCheckpoint
 
 #: Our name of a batch norm's tensor → TensorFlow's.
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _TF2 = "/.ATTRIBUTES/VARIABLE_VALUE"
-_DEPTHS = (18, 34, 50, 101, 152, 200)
+_DEPTHS: tuple[Literal[18, 34, 50, 101, 152, 200], ...] = (18, 34, 50, 101, 152, 200)
 Style = Literal["tf1", "tf2"]
 
 
@@ -164,27 +164,16 @@ class OfficialCheckpoint:
         stem = "base_model/conv2d/kernel"
         if self.style == "tf2":
             stem = f"model/resnet_model/initial_conv_relu_max_pool/0/conv2d/kernel{_TF2}"
-        shape = self.file.shape(stem)
+        shape = self.file.shape(stem) if stem in self.file.entries else ()
         if len(shape) != 4 or shape[2] != 3:
-            raise DataError(f"{self.file.prefix}: the first convolution has the shape {shape}, not one of an image's")
+            raise DataError(f"{self.file.prefix}: the first convolution, {stem}, is missing or not one of an image's")
         mine = "model/resnet_model/" if self.style == "tf2" else "base_model/"
         names = {name for name in self.file.entries if name.startswith(mine) and "/Momentum" not in name}
-        for depth in _DEPTHS:
-            blocks, bottleneck = LAYOUTS[depth]
-            for selective in (False, True):
-                for small in (True, False):
-                    channels = shape[3] * (2 if selective and not small else 1)
-                    if shape[0] != (7 if not (small or selective) else 3) or channels % 64:
-                        continue
-                    plain = sum(blocks) * (3 if bottleneck else 2) + 4
-                    if len([n for n in names if "kernel" in n]) < plain:
-                        continue
-                    config = ResNetConfig(
-                        depth=depth, width=channels / 64, selective_kernels=selective, small_images=small
-                    )
-                    if {pair.theirs for pair in self._encoder_pairs(config)} == names:
-                        self._check(self._encoder_pairs(config), config)
-                        return config
+        for config in _candidates(kernel=shape[0], channels=shape[3]):
+            pairs = self._encoder_pairs(config)
+            if {pair.theirs for pair in pairs} == names:
+                self._check(pairs, config)
+                return config
         raise DataError(
             f"{self.file.prefix}: its {len(names)} tensors of an encoder are those of no ResNet of the papers "
             f"(depth {', '.join(map(str, _DEPTHS))}, with or without selective kernels)"
@@ -284,6 +273,18 @@ class OfficialCheckpoint:
                 )
             state[ours] = tensor
         model.load_state_dict(state, assign=True)
+
+
+def _candidates(kernel: int, channels: int) -> Iterator[ResNetConfig]:
+    """Yield the networks whose first convolution has ``kernel`` rows and ``channels`` outputs."""
+    for selective in (False, True):
+        for small in (True, False):
+            outputs = 32 if selective and not small else 64
+            if kernel == (3 if small or selective else 7) and channels % outputs == 0:
+                for depth in _DEPTHS:
+                    yield ResNetConfig(
+                        depth=depth, width=channels / outputs, selective_kernels=selective, small_images=small
+                    )
 
 
 def _prefix(average: bool) -> str:
