@@ -187,7 +187,11 @@ def _measure(
     for number, split in enumerate(("labelled", "unlabelled", "test")):
         work.reporter.progress("looking at", number, 3, "splits")
         used = {**functions, **measured} if split == "test" else functions
-        features[split] = infer(used, readers[split], spec, chosen.get(split, tests), device)
+        numbers = chosen.get(split, tests)
+        if not numbers:  # every training image is labelled
+            features[split] = {name: rows[:0] for name, rows in features["labelled"].items()}
+            continue
+        features[split] = infer(used, readers[split], spec, numbers, device)
     known = readers["labelled"].labels()[: len(chosen["labelled"])]
     rungs = [Rung(name, title, features["test"][name], seconds) for name, (title, _, seconds) in networks.items()]
     for kind in functions:

@@ -12,7 +12,7 @@ from tenfold.config import Description, HeadConfig, ResNetConfig, RunConfig, cha
 from tenfold.data.sources import Annotations, annotate, open_source
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError
-from tenfold.fingerprint import digest
+from tenfold.fingerprint import digest, file_digest
 from tenfold.storage import FileStore, free_bytes, open_store
 from tenfold.tracking import parent_run
 
@@ -60,6 +60,10 @@ def _with_init(config: RunConfig) -> RunConfig:
         known = Description.model_validate_json(text)
     except ValueError:
         raise DataError(f"pretrain.init.path: {path}/model.json is no description of a network") from None
+    if not store.exists("model.safetensors"):
+        raise DataError(f"pretrain.init.path: {path} holds a description and no weights (model.safetensors)")
+    if "://" not in path and file_digest(Path(path) / "model.safetensors") != known.weights:
+        raise DataError(f"pretrain.init.path: the weights in {path} are not those that its model.json names")
     if known.kind != "simclr":
         raise DataError(f"pretrain.init.path: {path} holds a classifier; an encoder is needed")
     pretrain: dict[str, Any] = {"init": {**init.model_dump(), "path": path, "digest": digest(text)}}
@@ -95,7 +99,9 @@ def check(config: RunConfig) -> Annotations:
     if source != "digits" and "://" not in source and not Path(source).is_dir():
         raise DataError(f"there is no folder {source}; data.source takes a folder, s3://bucket/prefix or digits")
     annotations = annotate(open_source(source, patient=False), config.data)
-    classes = sorted({image.label for image in annotations.images if image.label})
+    listed = annotations.listed
+    kept = [image for image in annotations.images if listed is None or image.entry.key in listed]
+    classes = sorted({image.label for image in kept if image.label})
     if len(classes) < 2:
         raise DataError(
             f"{config.data.source} shows {len(classes)} class(es) and at least two are needed; put images into "

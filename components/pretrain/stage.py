@@ -98,7 +98,10 @@ def _start(init: InitConfig, description: Description, work: Work) -> tuple[SimC
         raise DataError(f"the encoder in {init.path} is another than preflight saw; run again")
     (folder / DESCRIPTION).write_bytes(text)
     (folder / WEIGHTS).write_bytes(store.read(WEIGHTS))
-    model, known = load(folder)
+    try:
+        model, known = load(folder)
+    except DataError as error:
+        raise DataError(f"the encoder in {init.path} cannot be used: {error}") from None
     if not isinstance(model, SimCLRModel):
         raise DataError(f"{init.path} holds a classifier; pretraining starts from an encoder")
     model.train().requires_grad_(True)

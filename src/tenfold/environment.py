@@ -55,7 +55,7 @@ class Environment:
             tracking_uri=get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
             experiment=get("MLFLOW_EXPERIMENT_NAME") or "tenfold",
             run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
-            device=get("TENFOLD_DEVICE") or "auto",
+            device=_device(get("TENFOLD_DEVICE") or "auto"),
             threads=max(1, int(_number("TENFOLD_THREADS", _cores()))),
             checkpoint_seconds=_number("TENFOLD_CHECKPOINT_SECONDS", 60.0),
             events=Path(events) if events else None,
@@ -74,3 +74,9 @@ def _number(name: str, default: float) -> float:
 def _cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _device(name: str) -> str:
+    if name not in {"auto", "cpu", "cuda"}:
+        raise ConfigError(f"TENFOLD_DEVICE is '{name}'; it must be auto, cpu or cuda")
+    return name

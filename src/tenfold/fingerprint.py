@@ -60,3 +60,9 @@ def source_digest() -> str:
             seen.add(real)
             hasher.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return hasher.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

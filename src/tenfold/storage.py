@@ -141,6 +141,8 @@ class FileStore:
                     if path.is_symlink():
                         raise StorageError(f"{path} is a link to nothing") from None
                     continue  # gone since its name was read
+                except OSError as error:  # a link to itself, for example
+                    raise StorageError(f"{path}: {error.strerror}") from None
                 yield Entry(key, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
 
     def delete(self, key: str) -> None:

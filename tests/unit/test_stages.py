@@ -549,6 +549,17 @@ def test_evaluation_measures_every_rung_on_the_same_test_images(
     assert outputs.report.read_text().startswith("<!doctype html>")
 
 
+def test_evaluation_works_where_every_training_image_is_labelled(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "_without_labels", lambda readers: [])
+    outputs = evaluate.Outputs(tmp_path / "evaluation", tmp_path / "report.html")
+    inputs = evaluate_inputs(made, digits, self_trained=True)
+    evaluate.run(EvaluateConfig(bootstrap=100), inputs, outputs, work("evaluate"))
+    found = json.loads((outputs.evaluation / "evaluation.json").read_text())
+    assert "pixels_spreading" in {rung["id"] for rung in found["rungs"]}
+
+
 def test_evaluation_refuses_a_classifier_of_other_classes(
     stranger: Path, made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
 ) -> None:

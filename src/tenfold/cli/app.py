@@ -150,9 +150,11 @@ def compile_(
     from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
     from tenfold.pipelines.semi_supervised import Images
 
+    if output.suffix not in {".yaml", ".yml"}:
+        raise ConfigError(f"--output {output} must end in .yaml")
     compile_pipeline(output, Images(cpu_image or PLACEHOLDER.cpu, gpu_image or PLACEHOLDER.gpu))
     for image, option in ((cpu_image, "--cpu-image"), (gpu_image, "--gpu-image")):
-        if image is None:
+        if not image:
             errors.print(f"note: without {option} the pipeline names a placeholder that no registry holds")
         elif "@sha256:" not in image:
             errors.print(f"warning: {image} is not named by digest: KFP's cache cannot tell new content under it")
@@ -224,7 +226,7 @@ def predict(
     """Classify images with the champion or another student."""
     import tempfile
 
-    missing = [str(path) for path in images if not path.exists()]
+    missing = [str(path) for path in images if not os.path.lexists(path)]
     if missing:
         raise DataError(f"there is no file {', '.join(missing[:10])}")
     images = [file for path in images for file in (_images_below(path) if path.is_dir() else [path])]
@@ -236,7 +238,7 @@ def predict(
     for path in images:
         try:
             found: dict[str, Any] = vars(predictor([path.read_bytes()])[0])
-        except TenfoldError as error:
+        except (TenfoldError, OSError) as error:
             errors.print(f"{path}: {error}", markup=False, highlight=False, soft_wrap=True)
             failed = True
             continue
@@ -286,7 +288,7 @@ def import_checkpoint(
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="Text file of the classifier's class names in order.")] = None,
     timm: Annotated[str | None, typer.Option(help="SOURCE holds weights of this timm model.")] = None,
-    image_size: Annotated[int, typer.Option(help="Side of the views that it was trained on.")] = 224,
+    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the views that it was trained on.")] = 224,
 ) -> None:
     """Make an official SimCLR checkpoint, or a timm model's weights, an encoder for `pretrain.init.path`."""
     from tenfold.models.imported import import_official, import_timm
@@ -298,9 +300,21 @@ def import_checkpoint(
             raise ConfigError("--average, --classes and --from-head-layer are for official checkpoints, not for --timm")
         description = import_timm(source, timm, output, image_size)
     else:
-        names = classes.read_text().splitlines() if classes is not None else None
+        if classes is not None and from_head_layer is None:
+            raise ConfigError("--classes names a classifier's outputs: give --from-head-layer too")
+        names = _class_names(classes) if classes is not None else None
         description = import_official(source, output, average, from_head_layer, names, image_size)
     console.print(f"wrote {output}: {description.kind}, {description.network!r}", highlight=False, markup=False)
+
+
+def _class_names(file: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--classes: {file} cannot be read as text: {error}") from None
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise DataError(f"--classes: {file} must have one name a line, none of them empty or twice there")
+    return names
 
 
 @app.command()
@@ -318,7 +332,9 @@ def main() -> None:
     except TenfoldError as error:
         errors.print(f"[red]error:[/red] {_escape(redact(str(error)))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.filename is None:  # not of a file that the user named
+            raise
         errors.print(f"[red]error:[/red] {_escape(f'{error.filename}: {error.strerror}')}", highlight=False)
         sys.exit(2)
     except Stopped as stopped:

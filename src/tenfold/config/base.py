@@ -16,9 +16,36 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _above_zero(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] <= 0:
+        raise ValueError("a range of this kind begins above 0")
+    return value
+
+
+def _at_most_one(value: tuple[float, float]) -> tuple[float, float]:
+    if value[1] > 1:
+        raise ValueError("a share is at most 1")
+    return value
+
+
+def _text(value: object) -> object:
+    """Take a number for its digits, as YAML reads an unquoted name."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("must be text")
+    return str(value)
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
+
+
 Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
-Seed = Annotated[int, Field(ge=0)]
-Name = Annotated[str, BeforeValidator(str), Field(min_length=1)]
+Ratio = Annotated[Range, AfterValidator(_above_zero)]
+Share = Annotated[Ratio, AfterValidator(_at_most_one)]
+Seed = Annotated[int, BeforeValidator(_no_truth), Field(ge=0, lt=2**31)]
+Name = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
 
 
 class Section(BaseModel):

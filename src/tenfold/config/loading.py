@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -39,8 +40,9 @@ def compose(
     if text.strip():
         layers.append(_mapping(text, "overrides"))
     for layer in layers:
-        if "preset" in layer:
-            preset = str(layer.pop("preset"))
+        named = layer.pop("preset", None)
+        if named is not None:
+            preset = str(named)
     layers.append(_assigned(assignments))
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -100,6 +102,10 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where} is no valid YAML: {error}") from None
     if value is None:
         return {}
+    try:
+        json.dumps(value, default=str)
+    except (ValueError, TypeError, RecursionError):
+        raise ConfigError(f"{where} refers to itself, or has keys that are no names") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{where} must be a mapping of sections, not a {type(value).__name__}")
     return value

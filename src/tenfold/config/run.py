@@ -23,7 +23,7 @@ from tenfold.fingerprint import canonical_json
 class EvaluateConfig(Section):
     """The ladder on the test split."""
 
-    bootstrap: int = Field(2000, ge=100, description="resamples for the intervals")
+    bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     neighbours: int = Field(10, ge=1, description="of the graphs for label spreading and propagation")
     inverse_regularization: Positive = Field(1.0, description="C of the logistic regressions")
@@ -33,7 +33,7 @@ class EvaluateConfig(Section):
 class PromoteConfig(Section):
     """The gate to the alias ``champion``."""
 
-    model: Name = Field("tenfold-student", description="name in the MLflow registry")
+    model: Name = Field("tenfold-student", pattern=r"^[^/:@]+$", description="name in the MLflow registry")
     min_gain: float = Field(0.0, description="the challenger's top-1 must exceed the champion's by more than this")
 
 

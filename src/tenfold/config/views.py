@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tenfold.config.base import Probability, Range, Section
+from tenfold.config.base import Probability, Ratio, Section, Share
 
 Interpolation = Literal["cubic", "linear"]
 
@@ -20,8 +20,8 @@ class CropConfig(Section):
     tenth of the image, so that a lower bound of 0.08 acts as 0.1.
     """
 
-    area: Range = (0.1, 1.0)
-    aspect: Range = (3 / 4, 4 / 3)
+    area: Share = (0.1, 1.0)
+    aspect: Ratio = (3 / 4, 4 / 3)
     sampling: Literal["height", "area"] = "height"
     interpolation: Interpolation = "cubic"
 
@@ -32,7 +32,7 @@ class AffineConfig(Section):
     probability: Probability = 1.0
     rotate: float = Field(0.0, ge=0)
     translate: float = Field(0.0, ge=0, lt=1)
-    scale: Range = (1.0, 1.0)
+    scale: Ratio = (1.0, 1.0)
     shear: float = Field(0.0, ge=0, lt=90)
 
 
@@ -59,7 +59,7 @@ class BlurConfig(Section):
     """Gaussian blur with a standard deviation drawn uniformly, in pixels; the kernel is a tenth of the side."""
 
     probability: Probability = 0.5
-    sigma: Range = (0.1, 2.0)
+    sigma: Ratio = (0.1, 2.0)
 
     @staticmethod
     def radius(size: int) -> int:
@@ -71,7 +71,7 @@ class EraseConfig(Section):
     """Random erasing: one rectangle of the given share of the area becomes black."""
 
     probability: Probability = 0.25
-    area: Range = (0.02, 0.2)
+    area: Share = (0.02, 0.2)
 
 
 class ViewConfig(Section):

@@ -184,7 +184,11 @@ def _apply_list(file: str, annotated: list[Annotated]) -> tuple[list[Annotated],
     lines = [line for line in _rows(text, f"the label list {file}") if line[0].strip()]
     if lines and lines[0][0].strip() == "path":
         lines = lines[1:]
-    labels = {line[0].strip(): line[1].strip() if len(line) > 1 else "" for line in lines}
+    labels: dict[str, str] = {}
+    for line in lines:
+        path, label = line[0].strip(), line[1].strip() if len(line) > 1 else ""
+        if labels.setdefault(path, label) != label:
+            raise DataError(f"the label list {file} gives {path} two labels: {labels[path]} and {label}")
     if not labels:
         raise DataError(f"the label list {file} is empty")
     known = {image.entry.key: image for image in annotated}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from torch import nn
@@ -37,9 +38,14 @@ def import_timm(source: Path, name: str, output: Path, image_size: int) -> Descr
 
 
 def _write(output: Path, model: nn.Module, description: Description) -> None:
-    aside = output.with_name(output.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    save(aside, model, description)
-    if output.is_dir():
-        output.rmdir()
-    aside.rename(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        save(aside, model, description)
+        aside.chmod(0o755)
+        if output.is_dir():
+            output.rmdir()
+        aside.rename(output)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

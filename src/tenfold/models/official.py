@@ -271,6 +271,8 @@ class OfficialCheckpoint:
                     f"{self.file.prefix}: {theirs} has the shape {self.file.shape(theirs)}, and {ours} needs "
                     f"{tuple(state[ours].shape)} here"
                 )
+            if not bool(tensor.isfinite().all()):
+                raise DataError(f"{self.file.prefix}: {theirs} holds values that are no finite numbers")
             state[ours] = tensor
         model.load_state_dict(state, assign=True)
 

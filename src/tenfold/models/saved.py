@@ -5,7 +5,6 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 
 from tenfold.config import Description, ResNetConfig, TimmConfig
 from tenfold.errors import DataError
+from tenfold.fingerprint import file_digest
 from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
@@ -53,12 +53,6 @@ def save(folder: Path, model: nn.Module, description: Description) -> None:
     save_file(weights, folder / WEIGHTS)
     description = description.model_copy(update={"weights": file_digest(folder / WEIGHTS)})
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1))
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(folder: Path) -> tuple[SimCLRModel | Classifier, Description]:

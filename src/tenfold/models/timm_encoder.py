@@ -56,11 +56,13 @@ class TimmEncoder(Encoder):
         missing, foreign = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
         if missing or foreign:
             what = f"lacks {missing[0]}" if missing else f"holds {foreign[0]}"
-            raise DataError(f"{path} {what}: it is of another network than the one named")
+            raise DataError(f"{path} {what}: it is of another network than the one named, or its names have a prefix")
         for name, tensor in state.items():
             if tensor.shape != mine[name].shape:
                 found, needed = tuple(tensor.shape), tuple(mine[name].shape)
                 raise DataError(f"{path}: {name} has the shape {found}, and the network needs {needed}")
+            if mine[name].is_floating_point() and not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+                raise DataError(f"{path}: {name} holds values that are no finite numbers")
         self.network.load_state_dict(state)
 
 
@@ -70,11 +72,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         safe = path.suffix == ".safetensors"
         state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise DataError(f"{path} holds no tensors that can be read safely: {str(error).splitlines()[0]}") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, IndexError):
+        raise DataError(
+            f"{path} holds no tensors that can be read safely; save the model's state_dict as .safetensors"
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise DataError(f"{path} holds no mapping of names to tensors")
     return cast(dict[str, Tensor], state)
