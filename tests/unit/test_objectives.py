@@ -13,6 +13,7 @@ from tenfold.losses.nt_xent import nt_xent
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.training.average import Average
+from tenfold.training.loop import Objective
 from tenfold.training.objectives import Contrastive, Distillation, SelfTraining, Supervised
 
 CLASSES = 3
@@ -74,6 +75,29 @@ def test_in_bfloat16_the_networks_compute_in_it_and_the_similarities_in_float32(
         objective.loss({"train": batch(images(6, 0), images(6, 1))})
     assert hidden == [torch.bfloat16]
     assert seen == [(torch.float32, False)]
+
+
+@pytest.mark.parametrize("kind", ["supervised", "self_training", "soft labels", "live teacher", "mixed"])
+def test_every_objective_trains_in_bfloat16_with_a_loss_of_float32(kind: str) -> None:
+    model, teacher = classifier(0), classifier(1)
+    soft = torch.full((8, CLASSES), 1 / CLASSES)
+    if kind == "supervised":
+        objective: Objective = Supervised(model, LABELS, 0.1, 0.9)
+    elif kind == "self_training":
+        objective = SelfTraining(model, LABELS, CLASSES, 0.1, 1.0, 0.9, alignment=True)
+    else:
+        live = teacher if kind == "live teacher" else None
+        objective = Distillation(model, live, soft, LABELS, 2.0, 0.5 if kind == "mixed" else 1.0, 0.0)
+    objective.train()
+    batches = {"labelled": batch(images(4, 0)), "unlabelled": batch(images(4, 1), images(4, 2))}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, figures = objective.loss(batches)
+    loss.backward()  # type: ignore[no-untyped-call]
+    objective.after_step()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert all(value.isfinite() for value in figures.values())
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 def test_supervised_loss_takes_the_labels_by_sample_number() -> None:

@@ -99,6 +99,12 @@ class Contrastive(Objective):
         return chosen if chosen is not None else self.model
 
 
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the model's logits as float32, whatever it computes in: losses need it."""
+    logits: Tensor = model(images.contiguous(memory_format=torch.channels_last)).float()
+    return logits
+
+
 class _Averaged(Objective):
     """A classifier with, if ``decay`` is above 0, a moving average that is what the training yields."""
 
@@ -136,7 +142,7 @@ class Supervised(_Averaged):
         """See :class:`Objective`."""
         batch = batches["labelled"]
         labels = self.labels[batch.numbers]
-        logits = self.model(batch.views[0].contiguous(memory_format=torch.channels_last))
+        logits = _logits(self.model, batch.views[0])
         accuracy = (logits.argmax(1) == labels).float().mean()
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing), {"accuracy": accuracy}
 
@@ -170,12 +176,11 @@ class SelfTraining(_Averaged):
         labels = self.labels[labelled.numbers]
         with torch.no_grad():
             teacher = self.average.model if self.average is not None else self.model
-            guess = F.softmax(teacher(weak.contiguous(memory_format=torch.channels_last)), dim=1)
+            guess = F.softmax(_logits(teacher, weak), dim=1)
             if self.alignment:
                 self.running.copy_(update_running(self.running, guess))
                 guess = align(guess, self.running, self.prior)
-        together = torch.cat([labelled.views[0], strong]).contiguous(memory_format=torch.channels_last)
-        logits = self.model(together)
+        logits = _logits(self.model, torch.cat([labelled.views[0], strong]))
         known, unknown = logits[: len(labels)], logits[len(labels) :]
         supervised = F.cross_entropy(known, labels)
         pseudo, share = pseudo_label_loss(unknown, guess, self.threshold)
@@ -218,19 +223,19 @@ class Distillation(_Averaged):
     def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
         """See :class:`Objective`."""
         batch = batches["unlabelled"]
-        view = batch.views[0].contiguous(memory_format=torch.channels_last)
+        view = batch.views[0]
         if self._teacher:
             with torch.no_grad():
-                targets = soften(self._teacher[0].to(view.device)(view), self.temperature)
+                targets = soften(_logits(self._teacher[0].to(view.device), view), self.temperature)
         else:
             targets = self.soft[batch.numbers]
         if self.alpha == 1:
-            logits = self.model(view)
+            logits = _logits(self.model, view)
             distilled = distillation(logits, targets, self.temperature)
             loss, supervised = distilled, torch.zeros_like(distilled)
         else:
             known = batches["labelled"].views[0]
-            both = self.model(torch.cat([view, known]).contiguous(memory_format=torch.channels_last))
+            both = _logits(self.model, torch.cat([view, known]))
             logits, told = both[: len(view)], both[len(view) :]
             distilled = distillation(logits, targets, self.temperature)
             supervised = F.cross_entropy(told, self.labels[batches["labelled"].numbers])
