@@ -81,9 +81,10 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
         stream = partial(ViewStream, reader, [spec, spec], config.batch_size, seed, device, work.environment.threads)
         objective = Contrastive(model, config.temperature, config.memory, watch)
         history = fit(objective, {"train": stream}, config, length, device, work)
-        if objective.result() is not model:
+        kept = objective.result()
+        if kept is not model:
             work.reporter.note("an earlier point's features tell the labelled images better; that one is kept")
-        model = objective.result()
+        model = kept
     save(outputs.encoder, model, description)
     (outputs.encoder / "history.json").write_text(json.dumps(history))
     work.tracker.artifact(outputs.encoder, "encoder")
