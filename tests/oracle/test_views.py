@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
+from views import TORCH, by_dali, by_torch, cases, dali_boxes, dali_evaluation
 
 from tenfold.augment.evaluation import evaluation_view
 from tenfold.config import CropConfig, EvalViewConfig
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from views import TORCH, by_dali, by_torch, cases, dali_boxes, dali_evaluation
 
 EXACT = sorted(set(TORCH) - {"saturation_matrix", "hue_matrix"})
 

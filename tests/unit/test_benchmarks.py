@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from cifar10 import interval, labels_saved
 
 CURVE = {50: 0.40, 100: 0.50, 250: 0.65, 500: 0.75}

@@ -1,0 +1,117 @@
+"""Distillation: what the student learns from, and which teachers and labels it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chain import SHORT, TINY, Made, described, distill_inputs, history, weights
+
+from tenfold.components.distill import stage as distill
+from tenfold.config import (
+    DataConfig,
+    DistillConfig,
+)
+from tenfold.data.build import build_dataset
+from tenfold.data.manifest import Dataset
+from tenfold.data.sources import open_source
+from tenfold.errors import DataError
+from tenfold.models.saved import load_classifier
+from tenfold.storage import FileStore
+from tenfold.work import Work
+
+
+def test_the_student_has_its_own_network_and_the_data_set_s_classes(made: Made, digits: Dataset) -> None:
+    _, description = load_classifier(made.student)
+    assert description.network == TINY
+    assert description.head is None
+    assert description.classes == digits.manifest.classes
+
+
+@pytest.mark.parametrize("targets", ["soft_labels", "live_teacher"])
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_a_student_learns_from_soft_labels_or_the_live_teacher_with_and_without_true_labels(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work], targets: Any, alpha: float
+) -> None:
+    config = DistillConfig(**SHORT, network=TINY, targets=targets, alpha=alpha)
+    distill.run(config, distill_inputs(made, digits), distill.Outputs(tmp_path / "s"), work("distill"))
+    first = history(tmp_path / "s")[0]
+    assert (first["supervised_loss"] > 0) == (alpha < 1)
+    mixed = alpha * first["distillation_loss"] + (1 - alpha) * first["supervised_loss"]
+    assert first["loss"] == pytest.approx(mixed, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_a_student_can_learn_from_the_labelled_images_alone(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work], alpha: float
+) -> None:
+    config = DistillConfig(**SHORT, network=TINY, images="labelled", alpha=alpha)
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = distill.Distillation.loss
+
+        def loss(self: Any, batches: Any) -> Any:
+            seen.extend(batches["unlabelled"].numbers.tolist())
+            assert len(self.soft) == 20
+            return whole(self, batches)
+
+        patch.setattr(distill.Distillation, "loss", loss)
+        distill.run(config, distill_inputs(made, digits), distill.Outputs(tmp_path / "s"), work("distill"))
+    assert max(seen) < 20
+
+
+def test_a_student_can_start_from_the_finetuned_teacher(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
+) -> None:
+    config = DistillConfig(
+        steps=1, epochs=None, batch_size=16, network=TINY, init="finetuned",
+        optimizer={"name": "sgd", "learning_rate": 1e-30, "warmup": 0},  # type: ignore[arg-type]
+    )  # fmt: skip
+    distill.run(config, distill_inputs(made, digits), distill.Outputs(tmp_path / "s"), work("distill"))
+    before, after = weights(made.finetuned), weights(tmp_path / "s")
+    for name, parameter in load_classifier(made.finetuned)[0].named_parameters():
+        assert torch.equal(before[name], after[name]), name
+        assert torch.equal(parameter.detach(), after[name])
+    assert described(tmp_path / "s") == described(made.finetuned)
+
+
+def test_soft_labels_of_another_data_set_are_refused(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
+) -> None:
+    config = DataConfig.model_validate({"labels": {"per_class": 3}, "split": {"test_fraction": 0.3}})
+    other, _ = build_dataset(open_source("digits"), config, FileStore(tmp_path / "other"))
+    with pytest.raises(DataError, match="another data set"):
+        distill.run(
+            DistillConfig(**SHORT, network=TINY), replace(distill_inputs(made, digits), dataset=other.uri),
+            distill.Outputs(tmp_path / "s"), work("distill"),
+        )  # fmt: skip
+    assert not (tmp_path / "s").exists()
+
+
+def test_soft_labels_with_other_classes_are_refused(made: Made, digits: Dataset, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.soft_labels, tmp_path / "soft"))
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "classes": index["classes"][::-1]}))
+    with pytest.raises(DataError):
+        distill.read_soft_labels(folder, digits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "who"), [({"targets": "live_teacher"}, "teacher"), ({"init": "finetuned"}, "finetuned")]
+)
+def test_distillation_refuses_other_classes_before_training(
+    stranger: Path, made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work],
+    settings: dict[str, Any], who: str,
+) -> None:  # fmt: skip
+    config = DistillConfig(**SHORT, network=TINY, **settings)
+    with pytest.raises(DataError, match="classes"):
+        distill.run(
+            config, distill_inputs(made, digits, **{who: stranger}), distill.Outputs(tmp_path / "s"), work("distill")
+        )
+    assert not (tmp_path / "s").exists()
