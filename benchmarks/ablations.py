@@ -96,35 +96,31 @@ class Bench:
 
         return Path(self.cell(f"pretrain-{heads}-{width}", make)["folder"])
 
-    def finetuned(self, layer: int = 1, heads: int = 3, width: float = 0.25, labels: int = 2) -> dict[str, Any]:
-        """Fine-tune from a layer of the head on a number of labels a class, and measure."""
+    def classifier(self, name: str, encoder: Path | None, *assignments: str) -> dict[str, Any]:
+        """Fine-tune an encoder, or train the same network on the labels alone, and measure."""
         from tenfold.components.finetune import stage
 
-        encoder = self.encoder(heads, width)
-
         def make(folder: Path) -> dict[str, Any]:
-            config = self.config(
-                f"pretrain.head.layers={heads}", f"finetune.from_head_layer={layer}", f"data.labels.per_class={labels}"
-            )
-            dataset, specs, work = self.parts(config, f"finetune-{layer}-{heads}-{width}-{labels}")
-            views = (specs.finetune.encoded(), specs.evaluation.encoded())
-            stage.run(config.finetune, stage.Inputs(dataset.uri, *views, encoder), stage.Outputs(folder), work)
+            config = self.config(*assignments)
+            dataset, specs, work = self.parts(config, name)
+            settings = config.finetune if encoder else config.baseline
+            views = (specs.finetune if encoder else specs.baseline).encoded()
+            inputs = stage.Inputs(dataset.uri, views, specs.evaluation.encoded(), encoder)
+            stage.run(settings, inputs, stage.Outputs(folder), work)
             return {"top1": measure(folder, dataset, specs, work)}
 
-        return self.cell(f"finetune-{layer}-{heads}-{width}-{labels}", make)
+        return self.cell(name, make)
+
+    def finetuned(self, layer: int = 1, heads: int = 3, width: float = 0.25, labels: int = 2) -> dict[str, Any]:
+        """Fine-tune from a layer of the head on a number of labels a class."""
+        return self.classifier(
+            f"finetune-{layer}-{heads}-{width}-{labels}", self.encoder(heads, width),
+            f"pretrain.head.layers={heads}", f"finetune.from_head_layer={layer}", f"data.labels.per_class={labels}",
+        )  # fmt: skip
 
     def supervised(self, labels: int) -> dict[str, Any]:
-        """Train the same network on the labels alone, and measure."""
-        from tenfold.components.finetune import stage
-
-        def make(folder: Path) -> dict[str, Any]:
-            config = self.config(f"data.labels.per_class={labels}")
-            dataset, specs, work = self.parts(config, f"supervised-{labels}")
-            views = (specs.baseline.encoded(), specs.evaluation.encoded())
-            stage.run(config.baseline, stage.Inputs(dataset.uri, *views, None), stage.Outputs(folder), work)
-            return {"top1": measure(folder, dataset, specs, work)}
-
-        return self.cell(f"supervised-{labels}", make)
+        """Train the same network on the labels alone."""
+        return self.classifier(f"supervised-{labels}", None, f"data.labels.per_class={labels}")
 
     def distilled(self, loss: str) -> dict[str, Any]:
         """Train a fresh student by one of the losses on the fine-tuned teacher's soft labels, and measure."""
