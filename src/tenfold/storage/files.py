@@ -1,0 +1,146 @@
+"""A folder as a store."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from tenfold.errors import ConflictError, StorageError
+from tenfold.storage.store import Content, Entry, Span, parts_of
+
+_CHUNK = 1 << 20
+
+
+class FileStore:
+    """A folder as a store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = root.as_uri()
+
+    def _path(self, key: str) -> Path:
+        # By its name alone: a link in the folder may lead out of it, as links to images often do.
+        parts = PurePosixPath(key)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise StorageError(f"key '{key}' leaves the store {self.uri}")
+        return self.root.resolve() / key
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.uri}/{key} is not there") from error
+        except OSError as error:
+            raise StorageError(f"{self.uri}/{key}: {error.strerror or error}") from error
+
+    def read(self, key: str, span: Span | None = None) -> bytes:
+        """See :class:`Store`."""
+        with self._errors(key):
+            path = self._path(key)
+            if span is None:
+                return path.read_bytes()
+            with path.open("rb") as file:
+                file.seek(span.start)
+                data = file.read(span.size)
+        if len(data) != span.size:
+            raise StorageError(f"{self.uri}/{key} ends before byte {span.start + span.size}")
+        return data
+
+    def write(self, key: str, content: Content) -> None:
+        """See :class:`Store`."""
+        with self._errors(key):
+            path = self._path(key)
+            write_aside(path, content).replace(path)
+
+    def create(self, key: str, content: Content) -> bool:
+        """See :class:`Store`; the hard link makes one writer win."""
+        with self._errors(key):
+            path = self._path(key)
+            aside = write_aside(path, content)
+            try:
+                path.hardlink_to(aside)
+                return True
+            except FileExistsError:
+                if not filecmp.cmp(path, aside, shallow=False):
+                    raise ConflictError(f"{self.uri}/{key} is there already with other bytes") from None
+                return False
+            finally:
+                aside.unlink()
+
+    def exists(self, key: str) -> bool:
+        """See :class:`Store`."""
+        return self._path(key).is_file()
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """See :class:`Store`; names that start with a dot are passed over."""
+        folder = self._path(prefix.rpartition("/")[0])
+        root = self.root.resolve()
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # gone since its name was read
+                raise StorageError(f"{error.filename}: {error.strerror}") from error
+
+        for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+            here = Path(parent).resolve()
+            folders[:] = [
+                name  # a link to a folder above would be walked for ever
+                for name in folders
+                if not name.startswith(".") and not here.is_relative_to((here / name).resolve())
+            ]
+            above = Path(parent).relative_to(root).as_posix()
+            for name in files:
+                key = name if above == "." else f"{above}/{name}"
+                if name.startswith(".") or not key.startswith(prefix):
+                    continue
+                path = os.path.join(parent, name)  # noqa: PTH118 - a Path a file is a third of the time
+                try:
+                    stat = os.stat(path)  # noqa: PTH116
+                except FileNotFoundError:
+                    if os.path.islink(path):  # noqa: PTH114
+                        raise StorageError(f"{path} is a link to nothing") from None
+                    continue  # gone since its name was read
+                except OSError as error:  # a link to itself, for example
+                    raise StorageError(f"{path}: {error.strerror}") from None
+                yield Entry(key, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+
+    def delete(self, key: str) -> None:
+        """See :class:`Store`; folders left empty go too."""
+        with self._errors(key):
+            path = self._path(key)
+            path.unlink(missing_ok=True)
+            for parent in path.parents:
+                if parent == self.root.resolve():
+                    break
+                try:
+                    parent.rmdir()
+                except OSError:  # not empty, or another process was first
+                    break
+
+    def fetch(self, key: str, folder: Path) -> Path:
+        """See :class:`Store`; the object is a local file already."""
+        path = self._path(key)
+        if not path.is_file():
+            raise StorageError(f"{self.uri}/{key} is not there")
+        return path
+
+
+def write_aside(path: Path, content: Content) -> Path:
+    """Write ``content`` whole into a hidden file beside ``path``; nothing is left of it where that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for part in parts_of(content, _CHUNK):
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp gives the owner alone; a shared store has other readers
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name)
