@@ -11,9 +11,7 @@ from typing import Any
 
 from tenfold.augment.spec import resolve_specs
 from tenfold.config import RunConfig
-from tenfold.data.build import listing_digest
-from tenfold.data.manifest import manifest_key
-from tenfold.data.sources import Annotations
+from tenfold.data.build import recorded_dataset
 from tenfold.environment import Environment
 from tenfold.fingerprint import digest, fingerprint, source_digest
 from tenfold.storage import open_store
@@ -54,11 +52,11 @@ def wiring(config: RunConfig, dataset: str | None) -> dict[str, dict[str, str]]:
     }  # fmt: skip
 
 
-def make_plan(config: RunConfig, annotations: Annotations, environment: Environment) -> list[Step]:
+def make_plan(config: RunConfig, listing: str | None, environment: Environment) -> list[Step]:
     """Predict every stage of a run with ``config``."""
     strings, code = config.stage_strings(), source_digest()
     earlier = latest_tasks(environment)
-    dataset = known_dataset(config, annotations, environment)
+    dataset = known_dataset(listing, environment)
     steps = [Step("preflight", False, "always: it looks at the outside world", "")]
     told = "always, in a moment: the source is unchanged" if dataset else "the source is new or has changed"
     steps.append(Step("shard", False, told, ""))
@@ -85,14 +83,10 @@ def make_plan(config: RunConfig, annotations: Annotations, environment: Environm
     return steps
 
 
-def known_dataset(config: RunConfig, annotations: Annotations, environment: Environment) -> str | None:
+def known_dataset(listing: str | None, environment: Environment) -> str | None:
     """Return the digest of the data set that an earlier run made of the same listing; None if there is none."""
-    store = open_store(environment.store, patient=False)
-    key = f"listings/{listing_digest(annotations, config.data)}.json"
-    if not store.exists(key):
-        return None
-    name = str(json.loads(store.read(key))["dataset"])
-    return name if store.exists(manifest_key(name)) else None
+    dataset = recorded_dataset(open_store(environment.store, patient=False), listing) if listing else None
+    return dataset.digest if dataset else None
 
 
 def _why(

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tenfold.augment.spec import resolve_backend
 from tenfold.config import Description, HeadConfig, ResNetConfig, RunConfig, changed, load_config
-from tenfold.data.sources import Annotations, annotate, open_source
+from tenfold.data.plan import listing_key
+from tenfold.data.listing import list_images
+from tenfold.data.sources import open_source
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError
 from tenfold.fingerprint import digest, file_digest
 from tenfold.storage import FileStore, free_bytes, open_store
 from tenfold.tracking import parent_run
+
+#: At most this many images of a source are looked at.
+LISTED = 200_000
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,13 @@ def _absolute(address: str | None) -> str | None:
     return str(Path(address).expanduser().absolute())
 
 
-def check(config: RunConfig) -> Annotations:
+def check(config: RunConfig) -> str | None:
     """Refuse what cannot work: the source, the label list, the classes.
+
+    Of a source with more than ``LISTED`` images the rest is left to sharding, since a check must take seconds.
+
+    Returns:
+        The key under which a data set of this listing is recorded; None where the listing was not read whole.
 
     Raises:
         TenfoldError: says what is wrong, where, and what to do.
@@ -98,22 +109,20 @@ def check(config: RunConfig) -> Annotations:
     source = config.data.source
     if source != "digits" and "://" not in source and not Path(source).is_dir():
         raise DataError(f"there is no folder {source}; data.source takes a folder, s3://bucket/prefix or digits")
-    annotations = annotate(open_source(source, patient=False), config.data)
-    listed = annotations.listed
-    kept = [image for image in annotations.images if listed is None or image.entry.key in listed]
-    classes = sorted({image.label for image in kept if image.label})
-    if len(classes) < 2:
-        raise DataError(
-            f"{config.data.source} shows {len(classes)} class(es) and at least two are needed; put images into "
-            "<class>/ folders, or give data.annotations or data.labels.file"
-        )
-    return annotations
+    with tempfile.TemporaryDirectory() as folder:
+        listing = list_images(open_source(source, patient=False), config.data, Path(folder) / "listing", LISTED)
+        if len(listing.classes) < 2 and listing.complete:
+            raise DataError(
+                f"{config.data.source} shows {len(listing.classes)} class(es) and at least two are needed; put images "
+                "into <class>/ folders, or give data.annotations or data.labels.file"
+            )
+        return listing_key(listing, config.data) if listing.complete else None
 
 
-def run(request: Request, environment: Environment) -> tuple[RunConfig, Annotations]:
+def run(request: Request, environment: Environment) -> tuple[RunConfig, str | None]:
     """Check the run, open the store, and make the pipeline's parent run in MLflow."""
     config = request.resolve()
-    annotations = check(config)
+    listing = check(config)
     store = open_store(environment.store, patient=False)
     store.write(f"runs/{environment.run_id}/config.json", config.model_dump_json(indent=1).encode())
     places = [environment.home, *([store.root] if isinstance(store, FileStore) else [])]
@@ -123,7 +132,7 @@ def run(request: Request, environment: Environment) -> tuple[RunConfig, Annotati
     parent = parent_run(environment, config.name, patient=False)
     parent.tags({"tenfold.config": json.dumps(config.model_dump())[:7900], "tenfold.source": config.data.source})
     parent.params({"name": config.name, "source": config.data.source, "seed": config.seed})
-    return config, annotations
+    return config, listing
 
 
 def write_resolved(config: RunConfig, path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 
 from tenfold.components.preflight.stage import check
 from tenfold.config import DataConfig, RunConfig
+from tenfold.data.annotations import Row
 from tenfold.data.decode import decode
-from tenfold.data.sources import Annotations, annotate, open_source
+from tenfold.data.listing import list_images
+from tenfold.data.sources import open_source
 from tenfold.errors import DataError, StorageError
 
 
@@ -21,12 +24,19 @@ def place(folder: Path, paths: Iterable[str]) -> None:
         (folder / path).write_bytes(b"")
 
 
-def annotated(folder: Path, **config: object) -> Annotations:
-    return annotate(open_source(str(folder)), DataConfig.model_validate({"source": str(folder), **config}))
+def annotated(folder: Path | str, **config: object) -> list[Row]:
+    """Return the images of a source by path."""
+    values = DataConfig.model_validate({"source": str(folder), **config})
+    with tempfile.TemporaryDirectory() as place_:
+        return sorted(list_images(open_source(str(folder)), values, Path(place_) / "listing").rows())
 
 
-def table(annotations: Annotations) -> dict[str, tuple[str | None, str | None]]:
-    return {image.entry.key: (image.label, image.split) for image in annotations.images}
+def table(rows: list[Row]) -> dict[str, tuple[str | None, str | None]]:
+    return {row.path: (row.label, row.split) for row in rows}
+
+
+def listed_in(rows: list[Row]) -> set[str]:
+    return {row.path for row in rows if row.listed}
 
 
 # --- layouts -------------------------------------------------------------------------------------------
@@ -67,9 +77,9 @@ def test_a_csv_says_class_and_split_and_leaves_out_what_it_does_not_name(tmp_pat
     (tmp_path / "list.csv").write_bytes(
         "\ufeffpath,label,split\na/2.jpg,dog,TEST\na/1.jpg, cat ,\na/3.jpg,,unlabelled\n".encode()
     )
-    annotations = annotated(tmp_path, annotations="list.csv")
-    assert table(annotations) == {"a/1.jpg": ("cat", None), "a/2.jpg": ("dog", "test"), "a/3.jpg": (None, "train")}
-    assert [image.entry.key for image in annotations.images] == ["a/1.jpg", "a/2.jpg", "a/3.jpg"]
+    rows = annotated(tmp_path, annotations="list.csv")
+    assert table(rows) == {"a/1.jpg": ("cat", None), "a/2.jpg": ("dog", "test"), "a/3.jpg": (None, "train")}
+    assert [row.path for row in rows] == ["a/1.jpg", "a/2.jpg", "a/3.jpg"]
 
 
 def test_a_csv_needs_only_paths(tmp_path: Path) -> None:
@@ -80,10 +90,10 @@ def test_a_csv_needs_only_paths(tmp_path: Path) -> None:
 
 def test_digits_are_1797_images_of_ten_classes() -> None:
     source = open_source("digits")
-    annotations = annotate(source, DataConfig())
-    assert len(annotations.images) == 1797
-    assert {image.label for image in annotations.images} == {str(digit) for digit in range(10)}
-    pixels = decode(source.read(annotations.images[0].entry.key)).pixels
+    rows = annotated("digits")
+    assert len(rows) == 1797
+    assert {row.label for row in rows} == {str(digit) for digit in range(10)}
+    pixels = decode(source.read(rows[0].path)).pixels
     assert pixels.shape == (8, 8, 3)
     from sklearn.datasets import load_digits
 
@@ -137,7 +147,7 @@ def test_a_csv_that_is_absent_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"list\.csv is not there"):
         annotated(tmp_path, annotations="list.csv")
     with pytest.raises(DataError, match=r"digits has no file list\.csv"):
-        annotate(open_source("digits"), DataConfig(annotations="list.csv"))
+        annotated("digits", annotations="list.csv")
 
 
 def test_a_csv_that_names_absent_images_gives_their_count_and_the_first_ten(tmp_path: Path) -> None:
@@ -156,9 +166,9 @@ def test_a_csv_that_names_absent_images_gives_their_count_and_the_first_ten(tmp_
 def test_a_label_list_says_which_images_are_labelled(tmp_path: Path) -> None:
     place(tmp_path / "images", ["cat/1.jpg", "cat/2.jpg", "loose.jpg"])
     (tmp_path / "labels.csv").write_text("path,label\ncat/1.jpg\n\nloose.jpg,dog\n")
-    annotations = annotated(tmp_path / "images", labels={"file": str(tmp_path / "labels.csv")})
-    assert annotations.listed == {"cat/1.jpg", "loose.jpg"}
-    assert table(annotations) == {"cat/1.jpg": ("cat", None), "cat/2.jpg": ("cat", None), "loose.jpg": ("dog", None)}
+    rows = annotated(tmp_path / "images", labels={"file": str(tmp_path / "labels.csv")})
+    assert listed_in(rows) == {"cat/1.jpg", "loose.jpg"}
+    assert table(rows) == {"cat/1.jpg": ("cat", None), "cat/2.jpg": ("cat", None), "loose.jpg": ("dog", None)}
 
 
 def test_a_label_list_may_be_plain_lines_and_relative_to_the_current_folder(
@@ -167,7 +177,7 @@ def test_a_label_list_may_be_plain_lines_and_relative_to_the_current_folder(
     monkeypatch.chdir(tmp_path)
     place(tmp_path / "images", ["cat/1.jpg", "cat/2.jpg"])
     Path("labels.txt").write_text("cat/2.jpg\n")
-    assert annotated(tmp_path / "images", labels={"file": "labels.txt"}).listed == {"cat/2.jpg"}
+    assert listed_in(annotated(tmp_path / "images", labels={"file": "labels.txt"})) == {"cat/2.jpg"}
 
 
 def test_a_label_list_of_bare_file_names_finds_them_in_their_folders(tmp_path: Path) -> None:
@@ -177,7 +187,7 @@ def test_a_label_list_of_bare_file_names_finds_them_in_their_folders(tmp_path: P
     listed = tmp_path / "1percent.txt"
     listed.write_text("n02_7.JPEG\nn01_5.JPEG\n")
     found = annotated(tmp_path / "data", labels={"file": str(listed)})
-    assert found.listed == {"train/n02/n02_7.JPEG", "train/n01/n01_5.JPEG"}
+    assert listed_in(found) == {"train/n02/n02_7.JPEG", "train/n01/n01_5.JPEG"}
 
 
 def test_a_bare_name_that_two_folders_hold_is_refused(tmp_path: Path) -> None:
@@ -242,4 +252,4 @@ def test_preflight_asks_for_two_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"shows 1 class\(es\) and at least two are needed"):
         check(RunConfig(data=DataConfig(source=str(tmp_path))))
     place(tmp_path, ["dog/1.jpg"])
-    assert len(check(RunConfig(data=DataConfig(source=str(tmp_path)))).images) == 3
+    assert check(RunConfig(data=DataConfig(source=str(tmp_path))))

@@ -2,13 +2,38 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pytest
 
-from tenfold.config import LabelsConfig, SplitConfig
-from tenfold.data.splits import Record, Splits, make_splits
+from tenfold.config import DataConfig
+from tenfold.data.annotations import Row
+from tenfold.data.pack import sample_key
+from tenfold.data.splits import divide, is_test
 from tenfold.errors import DataError
+
+
+class Record(NamedTuple):
+    """An image as its source and its bytes tell."""
+
+    path: str
+    content: str
+    label: str | None
+    split: Any
+
+    @property
+    def key(self) -> str:
+        return sample_key(self.path, self.content)
+
+
+class Splits(NamedTuple):
+    """The records of each split, sorted, and the classes."""
+
+    unlabelled: list[Record]
+    labelled: list[Record]
+    test: list[Record]
+    classes: list[str]
 
 
 def record(path: str, label: str | None = "cat", split: Any = None, content: str | None = None) -> Record:
@@ -24,9 +49,28 @@ def split(
     listed: frozenset[str] | None = None,
     test_fraction: float = 0.3,
     seed: int = 0,
+    labels_seed: int = 0,
     **labels: Any,
 ) -> Splits:
-    return make_splits(given, listed, SplitConfig(test_fraction=test_fraction, seed=seed), LabelsConfig(**labels))
+    """Divide records as the packer and the merger together do it."""
+    config = DataConfig.model_validate({
+        "labels": {"file": "list" if listed is not None else None, "seed": labels_seed, **labels},
+        "split": {"test_fraction": test_fraction, "seed": seed},
+    })  # fmt: skip
+    own = any(r.split == "test" for r in given)
+    rows = []
+    for number, r in enumerate(given):
+        row = Row(r.path, 1, "", r.label, r.split, None if listed is None else r.path in listed)
+        side = "test" if is_test(row, r.content, config.split, own_test=own) else "train"
+        rows.append({**row._asdict(), "content": r.content, "stored": r.content, "side": side, "shard": "s",
+                     "row": number})  # fmt: skip
+    columns = ["path", "label", "split", "listed", "content", "stored", "side", "shard", "row"]
+    kinds = {"listed": pa.bool_(), "row": pa.int64()}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
+    found = divide(pa.Table.from_pylist(rows, schema), config)
+    by_path = {r.path: r for r in given}
+    train, test = ([by_path[p] for p in sorted(t["path"].to_pylist())] for t in (found.train, found.test))
+    return Splits(train, [by_path[p] for p in sorted(c.path for c in found.labelled)], test, found.classes)
 
 
 def paths(given: list[Record]) -> set[str]:
@@ -104,8 +148,8 @@ def test_another_seed_sets_other_images_apart() -> None:
 
 
 def test_the_seed_of_the_split_and_the_seed_of_the_labels_are_two() -> None:
-    one, other = split(records(200), per_class=5), LabelsConfig(per_class=5, seed=1)
-    changed = make_splits(records(200), None, SplitConfig(test_fraction=0.3), other)
+    one = split(records(200), per_class=5)
+    changed = split(records(200), per_class=5, labels_seed=1)
     assert one.test == changed.test
     assert paths(one.labelled) != paths(changed.labelled)
 
@@ -156,13 +200,6 @@ def test_an_image_without_a_label_is_never_drawn_for_testing() -> None:
     assert all(r.label for r in splits.test)
     assert {f"loose{n}.png" for n in range(50)} <= paths(splits.unlabelled)
     assert not any(r.label is None for r in splits.labelled)
-
-
-def test_splits_lie_in_the_order_of_their_keys_and_not_of_their_classes() -> None:
-    splits = split(records(100))
-    for members in (splits.unlabelled, splits.labelled, splits.test):
-        assert [r.key for r in members] == sorted(r.key for r in members)
-    assert [r.label for r in splits.unlabelled] != sorted(str(r.label) for r in splits.unlabelled)
 
 
 def test_a_key_hangs_on_path_and_content() -> None:

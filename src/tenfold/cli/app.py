@@ -251,7 +251,7 @@ def predict(
 
 
 def _images_below(folder: Path) -> list[Path]:
-    from tenfold.data.sources import IMAGE_SUFFIXES
+    from tenfold.data.annotations import IMAGE_SUFFIXES
 
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:

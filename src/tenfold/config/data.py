@@ -38,6 +38,8 @@ class DataConfig(Section):
     split: SplitConfig = SplitConfig()
     shard_images: int = Field(4096, ge=1, description="a shard ends at this many images")
     shard_bytes: int = Field(256_000_000, ge=1, description="or at this many bytes, whichever comes first")
+    partition_images: int = Field(32_768, ge=1, description="images that one packer takes")
+    max_partitions: int = Field(256, ge=1, description="packers at most, whatever the number of images")
     max_bad_fraction: Probability = Field(0.05, description="share of unreadable images that stops the run")
     allow_leaks: bool = Field(False, description="go on where the same image is for training and for testing")
     max_pixels: int = Field(64_000_000, ge=1, description="larger images are refused from their header")

@@ -39,11 +39,13 @@ class Decoded:
         pixels: height x width x 3, uint8, RGB.
         encoded: the bytes to keep.
         extension: ``jpg`` or ``png``, of ``encoded``.
+        look: perceptual hash: whether each of 8 x 8 cells is brighter than its right neighbour (dHash), 64 bits.
     """
 
     pixels: NDArray[np.uint8]
     encoded: bytes
     extension: str
+    look: int
 
 
 def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
@@ -75,8 +77,14 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
         raise BadImageError(f"truncated or damaged: {_told(error)}") from None
     pixels = np.asarray(rgb)
     if plain:
-        return Decoded(pixels, data, extension)
-    return Decoded(pixels, encode_png(pixels), "png")
+        return Decoded(pixels, data, extension, _look(rgb))
+    return Decoded(pixels, encode_png(pixels), "png", _look(rgb))
+
+
+def _look(rgb: Image.Image) -> int:
+    small = rgb.resize((9, 8), Image.Resampling.BOX, reducing_gap=1.0).convert("L")
+    cells = np.asarray(small)
+    return int.from_bytes(np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes(), "big")
 
 
 def _told(error: Exception) -> str:

@@ -25,12 +25,21 @@ class _Document(BaseModel):
 
 
 class Shard(_Document):
-    """One WebDataset tar and its DALI index: ``shards/<sha256>.tar`` and ``shards/<sha256>.idx``."""
+    """One WebDataset tar and its DALI index: ``shards/<sha256>.tar`` and ``shards/<sha256>.idx``.
+
+    ``count`` samples are in the tar; those whose rows are ``dropped`` (tombstones) are no part of the data set.
+    """
 
     sha256: str
     size: int
     count: int
     index_sha256: str
+    dropped: list[int] = []
+
+    @property
+    def kept(self) -> int:
+        """Samples that are part of the data set."""
+        return self.count - len(self.dropped)
 
 
 class SplitShards(_Document):
@@ -51,7 +60,7 @@ class Quarantined(_Document):
 class Manifest(_Document):
     """A data set. ``leaks``: pairs of a training and a test image that are equal, where they were allowed."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     classes: list[str]
     splits: dict[SplitName, SplitShards]
     quarantined: list[Quarantined]
@@ -119,3 +128,10 @@ def open_dataset(uri: str) -> Dataset:
         raise DataError(
             f"the manifest at {uri} cannot be read by this version: {first_fault(error.errors())}"
         ) from None
+
+
+def is_whole(dataset: Dataset) -> bool:
+    """Tell whether all shards are still in the store."""
+    held = {entry.key for entry in dataset.store.list("shards/")}
+    shards = [shard.sha256 for split in dataset.manifest.splits.values() for shard in split.shards]
+    return all(f"shards/{name}.{suffix}" in held for name in shards for suffix in ("tar", "idx"))

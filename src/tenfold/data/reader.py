@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.data.manifest import Dataset, Shard, SplitName
-from tenfold.data.shards import Member, Sample, parse_index, parse_path
+from tenfold.data.shards import Member, Sample, parse_facts, parse_index
 from tenfold.errors import DataError
 from tenfold.storage import Store
 
@@ -43,8 +43,9 @@ class SplitReader:
         self._members: list[tuple[int, Member]] = []
         self.shards = dataset.manifest.splits[split].shards
         for number, shard in enumerate(self.shards):
-            members = self._open(dataset, shard)
-            self._members += [(number, member) for member in members]
+            dropped = set(shard.dropped)
+            members = enumerate(self._open(dataset, shard))
+            self._members += [(number, member) for row, member in members if row not in dropped]
         self.keys = [member.key for _, member in self._members]
 
     def _open(self, dataset: Dataset, shard: Shard) -> list[Member]:
@@ -86,10 +87,15 @@ class SplitReader:
         span = member.parts.get(extension)
         return None if span is None else self._maps[shard][span[0] : span[0] + span[1]]
 
+    def _facts(self, number: int) -> tuple[str, str | None]:
+        data = self._part(number, "json")
+        assert data is not None
+        return parse_facts(data)
+
     def label(self, number: int) -> int:
         """Return the class index of sample ``number``; -1 where the split carries no labels."""
-        data = self._part(number, "cls")
-        return -1 if data is None else int(data)
+        name = self._facts(number)[1]
+        return -1 if name is None else self.classes.index(name)
 
     def labels(self) -> NDArray[np.int64]:
         """Return the class index of every sample."""
@@ -97,22 +103,12 @@ class SplitReader:
 
     def path(self, number: int) -> str:
         """Return the path that sample ``number`` had in its source."""
-        data = self._part(number, "json")
-        assert data is not None
-        return parse_path(data)
+        return self._facts(number)[0]
 
     def sample(self, number: int) -> Sample:
         """Return everything about sample ``number``."""
         _, member = self._members[number]
-        extension = next(ext for ext in member.parts if ext not in {"cls", "json"})
-        label = self.label(number)
-        return Sample(
-            member.key,
-            extension,
-            self.image(number).tobytes(),
-            self.path(number),
-            None if label < 0 else label,
-        )
+        return Sample(member.key, member.extension, self.image(number).tobytes(), *self._facts(number))
 
 
 def _user() -> str:

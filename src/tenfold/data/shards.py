@@ -17,13 +17,13 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a shard: its key, encoded bytes, path in the source, and class index (None: unlabelled)."""
+    """One image of a shard: its key, encoded bytes, path in the source, and class name (None: unlabelled)."""
 
     key: str
     extension: str
     image: bytes
     path: str
-    label: int | None
+    label: str | None
 
 
 class ShardWriter:
@@ -37,11 +37,9 @@ class ShardWriter:
     def add(self, sample: Sample) -> None:
         """Append a sample; a full shard is stored first."""
         if self._lines and (len(self._lines) >= self._max_images or self._tar.tell() >= self._max_bytes):
-            self._flush()
-        members = [(sample.extension, sample.image)]
-        if sample.label is not None:
-            members.append(("cls", str(sample.label).encode()))
-        members.append(("json", canonical_json({"path": sample.path}).encode()))
+            self.flush()
+        facts = {"path": sample.path} if sample.label is None else {"path": sample.path, "label": sample.label}
+        members = [(sample.extension, sample.image), ("json", canonical_json(facts).encode())]
         self._lines.append(" ".join(self._member(sample.key, ext, data) for ext, data in members))
 
     def _member(self, key: str, extension: str, data: bytes) -> str:
@@ -52,7 +50,8 @@ class ShardWriter:
         self._tar.write(data + b"\0" * (-len(data) % _BLOCK))
         return f"{extension} {offset} {len(data)} {info.name}"
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Store what was added since the last shard as one."""
         count = len(self._lines)
         data = self._tar.getvalue() + b"\0" * (2 * _BLOCK)
         index = f"v1.2 {count}\n{''.join(line + chr(10) for line in self._lines)}".encode()
@@ -65,7 +64,7 @@ class ShardWriter:
     def close(self) -> list[Shard]:
         """Store what is left and return all shards; with no sample at all there is one empty shard."""
         if self._lines or not self.shards:
-            self._flush()
+            self.flush()
         return self.shards
 
 
@@ -80,6 +79,11 @@ class Member:
     def image(self) -> tuple[int, int]:
         """Offset and size of the encoded image."""
         return next(span for ext, span in self.parts.items() if ext not in {"cls", "json"})
+
+    @property
+    def extension(self) -> str:
+        """``jpg`` or ``png``."""
+        return next(ext for ext in self.parts if ext not in {"cls", "json"})
 
 
 def parse_index(text: str, shard: Shard) -> list[Member]:
@@ -103,6 +107,7 @@ def parse_index(text: str, shard: Shard) -> list[Member]:
     return members
 
 
-def parse_path(data: bytes) -> str:
-    """Return the source path that a sample's ``json`` member records."""
-    return str(json.loads(data)["path"])
+def parse_facts(data: bytes) -> tuple[str, str | None]:
+    """Return the source path and the class name that a sample's ``json`` member records."""
+    facts = json.loads(data)
+    return str(facts["path"]), facts.get("label")

@@ -1,130 +1,162 @@
 """Which images are for testing and which few keep their labels.
 
-Both choices hang on a hash of the image's content and a seed, one image at a time: a source that grows
-never moves an image from test to train, and equal images fall into the same split.
+Both choices hang on a hash of the image's content and a seed, one image at a time: a source that grows never moves an
+image from test to train, and equal images fall into the same split.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from tenfold.config import LabelsConfig, SplitConfig
-from tenfold.data.sources import Split
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tenfold.config import DataConfig, LabelsConfig, SplitConfig
+from tenfold.data.annotations import Row
 from tenfold.errors import DataError
 
 
-@dataclass(frozen=True)
-class Record:
-    """A readable image: path, sha256 of its original bytes, class and split as far as the source says."""
-
-    path: str
-    content: str
-    label: str | None
-    split: Split | None
-
-    @property
-    def key(self) -> str:
-        """Stable name and sort key of the sample: a hash of path and content."""
-        return hashlib.sha256(f"{self.path}\0{self.content}".encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Records in shard order. ``unlabelled`` is every training image, the labelled ones among them.
-
-    ``leaks``: pairs of a training and a test path with the same content.
-    """
-
-    unlabelled: list[Record]
-    labelled: list[Record]
-    test: list[Record]
-    classes: list[str]
-    leaks: list[tuple[str, str]]
-
-
-def _draw(*parts: object) -> float:
+def draw(*parts: object) -> float:
     """Return a number in [0, 1) that is a hash of ``parts``."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def make_splits(
-    records: Sequence[Record],
-    listed: frozenset[str] | None,
-    split: SplitConfig,
-    labels: LabelsConfig,
-    *,
-    allow_leaks: bool = False,
-) -> Splits:
-    """Divide ``records``.
+def is_test(row: Row, content: str, config: SplitConfig, *, own_test: bool) -> bool:
+    """Tell whether an image is for testing.
 
-    An image that the source puts nowhere is a test image with probability ``split.test_fraction``, if it has
-    a label, if no copy of it must be for training, and if the source has no test images of its own.
+    One that the source puts nowhere is, with probability ``test_fraction``, if it has a label, if no list says that it
+    keeps it, and if the source has no test images of its own.
 
     Args:
-        records: every readable image.
-        listed: paths that keep their labels; None: no list was given.
-        split: share and seed of the test split.
-        labels: which training images keep their labels.
-        allow_leaks: go on where the source puts the same image on both sides.
+        row: the image.
+        content: sha256 of its bytes.
+        config: share and seed.
+        own_test: the source has test images of its own.
+    """
+    if row.split or own_test or row.label is None or row.listed:
+        return row.split == "test"
+    return draw("test", config.seed, content) < config.test_fraction
+
+
+class Candidate(NamedTuple):
+    """A training image that may keep its label.
+
+    ``content`` is the sha256 of its bytes in the source, ``stored`` that of its bytes in row ``row`` of ``shard``.
+    """
+
+    label: str
+    content: str
+    stored: str
+    path: str
+    shard: str
+    row: int
+
+
+def choose_labelled(candidates: Iterable[Candidate], config: LabelsConfig) -> list[Candidate]:
+    """Return those that keep their labels; fewer labels of the same seed are a part of more."""
+    if config.per_class is None and config.fraction is None:
+        return list(candidates)
+    by_class: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        by_class[candidate.label].append(candidate)
+    chosen = []
+    for members in by_class.values():
+        members.sort(key=lambda c: draw("labels", config.seed, c.content, c.path))
+        count = config.per_class or max(1, round((config.fraction or 0) * len(members)))
+        chosen += members[:count]
+    return chosen
+
+
+@dataclass(frozen=True)
+class Division:
+    """A data set's images, divided.
+
+    Attributes:
+        train: every training image, the labelled ones among them.
+        test: the test images.
+        labelled: those that keep their labels.
+        classes: that the labelled images show, sorted.
+        dropped: rows of the test images' shards that are no part of the data set, by shard.
+        leaks: pairs of a training and a test path with the same content.
+    """
+
+    train: pa.Table
+    test: pa.Table
+    labelled: list[Candidate]
+    classes: list[str]
+    dropped: dict[str, list[int]]
+    leaks: list[tuple[str, str]]
+
+
+def divide(images: pa.Table, config: DataConfig) -> Division:
+    """Divide packed images, whose ``side`` says which are for testing.
+
+    Args:
+        images: the columns of :class:`Candidate`, with ``side``, ``split`` and ``listed``.
+        config: ``labels`` and ``allow_leaks`` are used.
 
     Raises:
         DataError: fewer than two classes, no test image, a test class without a labelled image, or a leak.
     """
-    own_test = any(record.split == "test" for record in records)
-    bound = {r.content for r in records if r.split == "train" or r.label is None or (listed and r.path in listed)}
-
-    def is_test(record: Record) -> bool:
-        if record.split or own_test or record.content in bound:
-            return record.split == "test"
-        return _draw("test", split.seed, record.content) < split.test_fraction
-
-    test = sorted((r for r in records if is_test(r)), key=lambda r: r.key)
-    train = sorted((r for r in records if not is_test(r)), key=lambda r: r.key)
-    leaks = _leaks(train, test)
-    if leaks and not allow_leaks:
+    train, drawn = (images.filter(pc.equal(images["side"], side)) for side in ("train", "test"))
+    test, dropped, leaks = _apart(train, drawn)
+    if leaks and not config.allow_leaks:
         shown = "\n".join(f"  {one} = {other}" for one, other in leaks[:10])
         raise DataError(
             f"{len(leaks)} test images are also training images, byte by byte; remove one of each pair, or set "
             f"data.allow_leaks=true:\n{shown}"
         )
-    labelled = sorted(_choose(train, listed, labels), key=lambda r: r.key)
-    classes = sorted({r.label for r in labelled if r.label})
+    labelled = choose_labelled(_candidates(train, listed=config.labels.file is not None), config.labels)
+    classes = sorted({candidate.label for candidate in labelled})
+    _require(classes, test)
+    return Division(train, test, labelled, classes, dropped, leaks)
+
+
+def _apart(train: pa.Table, test: pa.Table) -> tuple[pa.Table, dict[str, list[int]], list[tuple[str, str]]]:
+    """Take out of the test images those that are training images too.
+
+    Where chance drew a copy of a training image for testing, it is dropped; where the source itself has an image on
+    both sides, it is a leak.
+
+    Returns:
+        The test images that stay, the rows to drop of each shard, and the leaks as (training path, test path).
+    """
+    both = pc.is_in(test["content"], value_set=train["content"].combine_chunks())
+    copies = test.filter(both).to_pylist()
+    if not copies:
+        return test, {}, []
+    of = train.filter(pc.is_in(train["content"], value_set=test["content"].combine_chunks()))
+    by_content = dict(zip(of["content"].to_pylist(), of["path"].to_pylist(), strict=True))
+    dropped: dict[str, list[int]] = {}
+    leaks = []
+    for copy in copies:
+        if copy["split"]:
+            leaks.append((by_content[copy["content"]], copy["path"]))
+        else:
+            dropped.setdefault(copy["shard"], []).append(copy["row"])
+    drawn = pc.is_null(test["split"])
+    return test.filter(pc.invert(pc.and_(both, drawn))), {k: sorted(v) for k, v in dropped.items()}, sorted(leaks)
+
+
+def _candidates(train: pa.Table, *, listed: bool) -> list[Candidate]:
+    found = train.filter(train["listed"] if listed else pc.is_valid(train["label"]))
+    columns = [found[name].to_pylist() for name in Candidate._fields]
+    return [Candidate(*values) for values in zip(*columns, strict=True)]
+
+
+def _require(classes: list[str], test: pa.Table) -> None:
     if len(classes) < 2:
         raise DataError(f"the labelled images show {len(classes)} class(es); at least two are needed")
-    unlabelled_tests = [r.path for r in test if r.label is None]
-    if unlabelled_tests:
-        raise DataError(f"{len(unlabelled_tests)} test images have no label: {unlabelled_tests[:10]}")
-    if not test:
+    if not len(test):
         raise DataError("no image is left for the test split; raise data.split.test_fraction or add a test split")
-    foreign = sorted({r.label for r in test if r.label} - set(classes))
+    without = test.filter(pc.is_null(test["label"]))["path"].to_pylist()
+    if without:
+        raise DataError(f"{len(without)} test images have no label: {sorted(without)[:10]}")
+    foreign = sorted(set(pc.unique(test["label"]).to_pylist()) - set(classes))
     if foreign:
         raise DataError(f"the test split has classes that no labelled image shows: {', '.join(foreign[:10])}")
-    return Splits(train, labelled, test, classes, leaks)
-
-
-def _leaks(train: Sequence[Record], test: Sequence[Record]) -> list[tuple[str, str]]:
-    by_content = {record.content: record.path for record in train}
-    return [(by_content[record.content], record.path) for record in test if record.content in by_content]
-
-
-def _choose(train: Sequence[Record], listed: frozenset[str] | None, config: LabelsConfig) -> list[Record]:
-    if listed is not None:
-        return [r for r in train if r.path in listed]
-    by_class: dict[str, list[Record]] = defaultdict(list)
-    for record in train:
-        if record.label is not None:
-            by_class[record.label].append(record)
-    chosen = []
-    for members in by_class.values():
-        members.sort(key=lambda r: _draw("labels", config.seed, r.content, r.path))
-        count = len(members)
-        if config.per_class is not None:
-            count = config.per_class
-        elif config.fraction is not None:
-            count = max(1, round(config.fraction * len(members)))
-        chosen += members[:count]
-    return chosen

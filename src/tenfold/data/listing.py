@@ -1,0 +1,172 @@
+"""A source's images with what is known of them, on disk, in an order that no backend decides.
+
+Storage lists a billion keys in whatever order it likes, and their list does not fit into memory. So rows are spooled
+into buckets by the first bits of a hash of their path; one bucket at a time is sorted and joined with the lists that
+say which class and which split an image has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tenfold.config import DataConfig
+from tenfold.data.annotations import IMAGE_SUFFIXES, Labels, Row, Table, by_layout
+from tenfold.data.sources import Source
+from tenfold.errors import DataError
+from tenfold.fingerprint import canonical_json, digest
+
+_BITS = 8
+
+
+def place(path: str) -> int:
+    """Return where ``path`` stands in the order of a data set: the first 64 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
+
+
+class Buckets:
+    """Lists on disk, a file for each value of the first bits of their path's hash."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._files = [folder / f"{number:02x}" for number in range(1 << _BITS)]
+        self._waiting: list[list[str]] = [[] for _ in self._files]
+        self._count = 0
+
+    def add(self, values: tuple[Any, ...]) -> None:
+        """Keep ``values``, whose first is the path."""
+        self._waiting[place(values[0]) >> (64 - _BITS)].append(json.dumps(values))
+        self._count += 1
+        if self._count % 100_000 == 0:
+            self._spill()
+
+    def _spill(self) -> None:
+        for file, lines in zip(self._files, self._waiting, strict=True):
+            if lines:
+                with file.open("a") as out:
+                    out.write("\n".join(lines) + "\n")
+                lines.clear()
+
+    def __iter__(self) -> Iterator[list[list[Any]]]:
+        """Yield each bucket's lists; those of one path stand in the order in which they came."""
+        self._spill()
+        for file in self._files:
+            if not file.is_file():
+                yield []
+                continue
+            with file.open() as lines:
+                yield [json.loads(line) for line in lines]
+
+
+@dataclass
+class Listing:
+    """All images of a source, on disk.
+
+    Attributes:
+        count: how many.
+        classes: that a training image may keep its label of, by name.
+        own_test: whether the source has a test split of its own.
+        listed: whether a label list was given.
+        digest: of all rows, whatever their order.
+        complete: False where the listing was cut at a limit, so that nothing is known of the rest.
+    """
+
+    complete: bool
+    listed: bool
+    _rows: Buckets
+    count: int = 0
+    classes: set[str] = field(default_factory=set)
+    own_test: bool = False
+    _sum: int = 0
+
+    def add(self, row: Row) -> None:
+        """Take in an image."""
+        self.count += 1
+        self.own_test |= row.split == "test"
+        if row.label and row.split != "test" and row.listed is not False:
+            self.classes.add(row.label)
+        self._sum += int.from_bytes(hashlib.sha256(json.dumps(row).encode()).digest()[:16], "big")
+        self._rows.add(row)
+
+    @property
+    def digest(self) -> str:
+        """The sum of all rows' hashes, hashed: an order has no part in it."""
+        return digest(canonical_json([self.count, f"{self._sum:x}"]))
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the images in the order of their paths' hashes."""
+        for bucket in self._rows:
+            yield from sorted((Row(*values) for values in bucket), key=lambda row: (place(row.path), row.path))
+
+
+def list_images(source: Source, config: DataConfig, folder: Path, limit: int | None = None) -> Listing:
+    """List ``source`` and give each image its class and split.
+
+    Layouts: ``<class>/…``; ``train/<class>/…`` with ``test/<class>/…`` and optionally ``unlabelled/…``; or any layout
+    with a table of ``path,label,split`` (``config.annotations``; the last two may be empty), which then says what the
+    images are. Files directly at the top have no class.
+
+    Args:
+        source: the images.
+        config: ``annotations`` and ``labels.file`` are used.
+        folder: an empty place on disk, needed as long as the listing is.
+        limit: stop after that many images; what the lists name and was not met by then is not missed.
+
+    Raises:
+        DataError: nothing is there, or the lists name what is not there.
+    """
+    table = Table(source, config.annotations) if config.annotations else None
+    labels = Labels(config.labels.file) if config.labels.file else None
+    raw, said = Buckets(folder / "listed"), Buckets(folder / "said")
+    files = count = 0
+    foreign: list[str] = []
+    splits = others = False
+    complete = True
+    for entry in source.list():
+        files += 1
+        if not entry.key.lower().endswith(IMAGE_SUFFIXES):
+            continue
+        if not _is_text(entry.key):
+            foreign.append(entry.key)
+            continue
+        if count == limit:
+            complete = False
+            break
+        count += 1
+        top, inside, _ = entry.key.partition("/")
+        splits |= bool(inside) and top in {"train", "test"}
+        others |= bool(inside) and top not in {"train", "test", "unlabelled", "unlabeled"}
+        raw.add(entry)
+        if labels:
+            labels.see(entry.key)
+    if foreign:
+        raise DataError(f"{source.uri}: {len(foreign)} file names are no UTF-8; rename them: {foreign[:10]}")
+    if not count:
+        found = f" among {files} files" if files else ""
+        raise DataError(f"no images{found} in {source.uri}; expected {', '.join(IMAGE_SUFFIXES[:4])}, … files")
+    for line in table or ():
+        said.add(line)
+    listing = Listing(complete, labels is not None, Buckets(folder / "joined"))
+    for entries, lines in zip(raw, said, strict=True):
+        by_split = splits and not others
+        rows = table.join(entries, lines) if table else (by_layout(*entry, by_split=by_split) for entry in entries)
+        for row in rows:
+            listing.add(labels.apply(row) if labels else row)
+    if complete and table:
+        table.missing.refuse()
+    if complete and labels:
+        labels.finish()
+    return listing
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether ``name`` is Unicode; Python spells other bytes of a file name as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,153 @@
+"""From packed partitions to a data set: which images are labelled, what must not be on both sides, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tenfold.config import DataConfig
+from tenfold.data.changes import History
+from tenfold.data.listing import place
+from tenfold.data.manifest import Manifest, Quarantined, Shard, SplitShards
+from tenfold.data.pack import SIDES, Packed, Side, open_packed, too_many
+from tenfold.data.parquet import from_parquet
+from tenfold.data.plan import Plan
+from tenfold.data.shards import Member, Sample, ShardWriter, parse_index
+from tenfold.data.splits import Candidate, divide
+from tenfold.errors import DataError
+from tenfold.storage import Span, Store
+
+_AT_ONCE = 16
+_COLUMNS = ["path", "size", "tag", "label", "split", "listed", "side", "content", "stored", "shard", "row", "reason"]
+#: An image that was written again and has these as before is the same.
+_SAME = ("content", "side", "label", "split", "listed")
+
+
+def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store) -> tuple[Manifest, History]:
+    """Make the manifest of what was packed now and before.
+
+    Args:
+        plan: of the packers.
+        packed: what they left, in the order of their partitions.
+        config: labels and limits.
+        store: has the shards; receives those of the labelled images.
+
+    Returns:
+        The manifest, and what it was made of (with no data set's name yet).
+
+    Raises:
+        DataError: fewer than two classes, no test image, a test class without a labelled image, a leak, or more than
+            ``max_bad_fraction`` unreadable.
+    """
+    before = plan.changes.history if plan.changes else History(dataset="", generations=[])
+    fresh = [each.table for each in packed]
+    images = {key: from_parquet(store, key, _COLUMNS) for tables in [*before.generations, fresh] for key in tables}
+    history = _replace(before, plan, [images[key] for key in fresh])
+    history = history.model_copy(update={"generations": [*before.generations, fresh]})
+    left = pa.concat_tables([_left(table, key, history) for key, table in images.items()])
+    bad = left.filter(pc.is_valid(left["reason"]))
+    if len(bad) > config.max_bad_fraction * plan.images:
+        raise too_many(len(bad), plan.images, config.max_bad_fraction, bad.slice(0, 10).to_pylist())
+    division = divide(left.filter(pc.is_null(left["reason"])), config)
+    shards: dict[Side, list[Shard]] = {side: [] for side in SIDES}
+    for key in images:
+        for side, made in open_packed(store, key).shards.items():
+            shards[side] += made
+    trains = [shard for shard in (_without(s, history.gone) for s in shards["train"]) if shard.kept]
+    tests = (_without(_without(s, history.gone), division.dropped) for s in shards["test"])
+    made = _pack_labelled(division.labelled, {shard.sha256: shard for shard in trains}, config, store)
+    counts = Counter(candidate.label for candidate in division.labelled)
+    manifest = Manifest(
+        classes=division.classes,
+        splits={
+            "unlabelled": SplitShards(count=len(division.train), class_counts={}, shards=trains),
+            "labelled": SplitShards(
+                count=len(division.labelled), class_counts=dict(sorted(counts.items())), shards=made
+            ),
+            "test": SplitShards(
+                count=len(division.test),
+                class_counts=dict(sorted(Counter(division.test["label"].to_pylist()).items())),
+                shards=[shard for shard in tests if shard.kept],
+            ),
+        },
+        quarantined=sorted(
+            (Quarantined(path=each["path"], reason=each["reason"]) for each in bad.to_pylist()), key=lambda q: q.path
+        ),
+        leaks=division.leaks,
+    )  # fmt: skip
+    return manifest, history
+
+
+def _replace(before: History, plan: Plan, fresh: list[pa.Table]) -> History:
+    """Return the history with one row of each changed image dropped: the new one if its time alone changed."""
+    replaced = plan.changes.replaced if plan.changes else {}
+    gone = {shard: set(rows) for shard, rows in before.gone.items()}
+    touched = dict(before.touched)
+    for old in replaced.values():
+        gone.setdefault(old.shard, set()).add(old.row)
+    if replaced:
+        paths = pa.array(list(replaced), pa.string())
+        for table in fresh:
+            for new in table.filter(pc.is_in(table["path"], value_set=paths)).to_pylist():
+                old = replaced[new["path"]]
+                touched.pop(new["path"], None)
+                if new["shard"] and all(new[name] == getattr(old, name) for name in _SAME):
+                    gone[old.shard].discard(old.row)
+                    gone.setdefault(new["shard"], set()).add(new["row"])
+                    touched[new["path"]] = (new["size"], new["tag"])
+    kept = {shard: sorted(rows) for shard, rows in sorted(gone.items()) if rows}
+    return before.model_copy(update={"gone": kept, "touched": touched})
+
+
+def _left(table: pa.Table, key: str, history: History) -> pa.Table:
+    """Return the images of a table that are still part of the data set."""
+    shards = {each: set(history.gone[each]) for each in pc.unique(table["shard"]).to_pylist() if each in history.gone}
+    forgotten = set(history.forgotten.get(key, []))
+    if not shards and not forgotten:
+        return table
+    columns = (table[name].to_pylist() for name in ("shard", "row", "path"))
+    return table.filter(
+        pa.array([
+            row not in shards.get(shard, ()) if shard else path not in forgotten
+            for shard, row, path in zip(*columns, strict=True)
+        ])
+    )  # fmt: skip
+
+
+def _without(shard: Shard, gone: Mapping[str, list[int]]) -> Shard:
+    rows = gone.get(shard.sha256)
+    return shard.model_copy(update={"dropped": sorted({*shard.dropped, *rows})}) if rows else shard
+
+
+def _pack_labelled(
+    labelled: list[Candidate], shards: dict[str, Shard], config: DataConfig, store: Store
+) -> list[Shard]:
+    """Copy the labelled images out of the training shards into shards of their own, in the data set's order."""
+    labelled = sorted(labelled, key=lambda candidate: (place(candidate.path), candidate.path))
+    indexes: dict[str, list[Member]] = {}
+    for name in {candidate.shard for candidate in labelled}:
+        text = store.read(f"shards/{name}.idx").decode()
+        indexes[name] = parse_index(text, shards[name])
+
+    def read(candidate: Candidate) -> Sample:
+        member = indexes[candidate.shard][candidate.row]
+        name = f"shards/{candidate.shard}.tar"
+        data = store.read(name, Span(*member.image))
+        if hashlib.sha256(data).hexdigest() != candidate.stored:
+            raise DataError(
+                f"{store.uri}/{name} is damaged: {candidate.path} has other bytes than were packed; delete it and run "
+                "the shard stage again"
+            )
+        return Sample(member.key, member.extension, data, candidate.path, candidate.label)
+
+    writer = ShardWriter(store, config.shard_images, config.shard_bytes)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(labelled), 512):
+            for sample in pool.map(read, labelled[start : start + 512]):
+                writer.add(sample)
+    return writer.close()

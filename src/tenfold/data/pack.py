@@ -1,0 +1,222 @@
+"""A partition's images into shards: each is read and decoded once, and goes to the shards of training or of testing.
+
+A partition is packed alone, so many can be at once and on many machines. Every full shard leaves a record, so that
+a packer that was killed goes on behind it; a partition that is packed already is not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+
+from tenfold.data.annotations import Row
+from tenfold.data.decode import decode
+from tenfold.data.manifest import Shard
+from tenfold.data.parquet import as_parquet, from_parquet
+from tenfold.data.plan import Plan, read_rows
+from tenfold.data.shards import Sample, ShardWriter
+from tenfold.data.sources import Source
+from tenfold.data.splits import is_test
+from tenfold.errors import BadImageError, DataError
+from tenfold.storage import Store
+
+Side = Literal["train", "test"]
+SIDES: tuple[Side, ...] = ("train", "test")
+#: What is known of an image that was packed, or could not be (``reason``). ``number`` is its place in the partition,
+#: ``shard`` the digest of its shard and ``row`` its place there.
+COLUMNS = pa.schema([
+    ("number", pa.int64()), ("path", pa.string()), ("size", pa.int64()), ("tag", pa.string()), ("label", pa.string()),
+    ("split", pa.string()), ("listed", pa.bool_()), ("side", pa.string()), ("content", pa.string()),
+    ("stored", pa.string()), ("key", pa.string()), ("shard", pa.string()), ("row", pa.int64()),
+    ("width", pa.int32()), ("height", pa.int32()), ("look", pa.uint64()), ("reason", pa.string()),
+])  # fmt: skip
+
+
+class Packed(NamedTuple):
+    """What a packer leaves: the shards of each side in order, and the key of its table in the store."""
+
+    shards: dict[Side, list[Shard]]
+    table: str
+
+
+@dataclass(frozen=True)
+class _Checked:
+    facts: dict[str, Any]
+    sample: Sample | None
+
+
+def pack(
+    plan: Plan, number: int, source: Source, store: Store, threads: int = 2,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Packed:  # fmt: skip
+    """Pack partition ``number`` of ``plan`` into ``store``.
+
+    Args:
+        plan: what to pack and how.
+        number: which partition.
+        source: the images.
+        store: receives shards, records and the table.
+        threads: that read and decode.
+        advance: called with (images done, images in the partition).
+
+    Raises:
+        DataError: more than ``max_bad_fraction`` of all images are unreadable.
+    """
+    partition = plan.partitions[number]
+    place = f"packs/{plan.packing}/{partition.rows}"
+    key = f"{place}/packed.parquet"
+    if store.exists(key) and (packed := _whole(store, key)):
+        return packed
+    sides = {side: _Side(store, plan, place, side) for side in SIDES}
+    done = {n for side in sides.values() for n in side.resume()}
+    rows = list(enumerate(read_rows(store, partition)))
+    left = [item for item in rows if item[0] not in done]
+    bad: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
+        checked = _bounded_map(pool, lambda item: _check(*item, plan, source), left)
+        for count, found in enumerate(checked, start=len(done) + 1):
+            if found.sample is None:
+                bad.append(found.facts)
+                if len(bad) > plan.max_bad_fraction * plan.images:
+                    raise too_many(len(bad), plan.images, plan.max_bad_fraction, bad)
+            else:
+                sides[found.facts["side"]].add(found)
+            advance(count, len(rows))
+    tables = [part.replace_schema_metadata(None) for side in sides.values() for part in side.close()]
+    table = pa.concat_tables([*tables, pa.Table.from_pylist(bad, COLUMNS)]).sort_by("number")
+    table = _with_shards(table, {side: made.shards for side, made in sides.items()})
+    store.write(key, as_parquet(table))
+    for made in sides.values():
+        made.forget()
+    return Packed(_shards(table), key)
+
+
+class _Side:
+    """The shards of one side as they fill up, each with a record of what is in it."""
+
+    def __init__(self, store: Store, plan: Plan, place: str, side: Side) -> None:
+        self._store, self._place, self._side = store, place, side
+        self._writer = ShardWriter(store, plan.shard_images, plan.shard_bytes)
+        self._facts: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
+
+    def _record(self, number: int) -> str:
+        return f"{self._place}/{self._side}-{number:06d}.parquet"
+
+    @property
+    def shards(self) -> list[Shard]:
+        return self._writer.shards
+
+    def resume(self) -> list[int]:
+        """Take over the shards that an earlier packer of this partition filled; returns their images' numbers."""
+        found: list[int] = []
+        while self._store.exists(key := self._record(len(self._tables))):
+            table = from_parquet(self._store, key)
+            shards = _shards(table)[self._side]
+            if not all(self._store.exists(f"shards/{shard.sha256}.tar") for shard in shards):
+                break
+            self._tables.append(table)
+            self._writer.shards += shards
+            found += table["number"].to_pylist()
+        return found
+
+    def add(self, found: _Checked) -> None:
+        """Append an image; a shard that is full with it is stored and recorded."""
+        assert found.sample is not None
+        before = len(self.shards)
+        self._writer.add(found.sample)
+        if len(self.shards) > before:
+            self._keep()
+        self._facts.append(found.facts)
+
+    def _keep(self) -> None:
+        shard = self.shards[-1]
+        facts = [{**f, "shard": shard.sha256, "row": row} for row, f in enumerate(self._facts)]
+        table = _with_shards(pa.Table.from_pylist(facts, COLUMNS), {self._side: [shard]})
+        self._store.write(self._record(len(self._tables)), as_parquet(table))
+        self._tables.append(table)
+        self._facts = []
+
+    def close(self) -> list[pa.Table]:
+        """Store what is left; returns the tables of all shards."""
+        if self._facts:
+            self._writer.flush()
+            self._keep()
+        return self._tables
+
+    def forget(self) -> None:
+        """Remove the records, once the partition's table is there."""
+        for number in range(len(self._tables)):
+            self._store.delete(self._record(number))
+
+
+def _check(number: int, row: Row, plan: Plan, source: Source) -> _Checked:
+    """Read and decode one image."""
+    facts: dict[str, Any] = {"number": number, **row._asdict()}
+    data = source.read(row.path)
+    try:
+        image = decode(data, plan.max_pixels)
+    except BadImageError as error:
+        return _Checked({**facts, "reason": str(error)}, None)
+    content = hashlib.sha256(data).hexdigest()
+    side: Side = "test" if is_test(row, content, plan.split, own_test=plan.own_test) else "train"
+    key = sample_key(row.path, content)
+    height, width = image.pixels.shape[:2]
+    stored = content if image.encoded is data else hashlib.sha256(image.encoded).hexdigest()
+    facts |= {"side": side, "content": content, "stored": stored, "key": key, "width": width, "height": height,
+              "look": image.look}  # fmt: skip
+    return _Checked(facts, Sample(key, image.extension, image.encoded, row.path, row.label if side == "test" else None))
+
+
+def sample_key(path: str, content: str) -> str:
+    """Return the stable name of a sample: a hash of its path and content."""
+    return hashlib.sha256(f"{path}\0{content}".encode()).hexdigest()[:32]
+
+
+def _bounded_map(
+    pool: ThreadPoolExecutor, check: Callable[[tuple[int, Row]], _Checked], items: list[tuple[int, Row]]
+) -> Iterator[_Checked]:
+    """Like ``pool.map``, a few hundred images ahead at most."""
+    waiting: deque[Future[_Checked]] = deque()
+    for item in items:
+        waiting.append(pool.submit(check, item))
+        if len(waiting) >= 128:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _with_shards(table: pa.Table, shards: Mapping[Side, list[Shard]]) -> pa.Table:
+    text = json.dumps({side: [shard.model_dump() for shard in found] for side, found in shards.items()})
+    return table.replace_schema_metadata({"shards": text})
+
+
+def _shards(table: pa.Table) -> dict[Side, list[Shard]]:
+    told = json.loads((table.schema.metadata or {}).get(b"shards", b"{}"))
+    return {side: [Shard(**shard) for shard in told.get(side, [])] for side in SIDES}
+
+
+def open_packed(store: Store, key: str) -> Packed:
+    """Return what an earlier packer left."""
+    return Packed(_shards(from_parquet(store, key, ["number"])), key)
+
+
+def _whole(store: Store, key: str) -> Packed | None:
+    """Return what was packed; None where some of its shards are gone."""
+    packed = open_packed(store, key)
+    names = [shard.sha256 for shards in packed.shards.values() for shard in shards]
+    return packed if all(store.exists(f"shards/{n}.{s}") for n in names for s in ("tar", "idx")) else None
+
+
+def too_many(bad: int, images: int, allowed: float, first: Iterable[Mapping[str, Any]]) -> DataError:
+    """Return the error of a source with too many images that cannot be read."""
+    shown = "\n".join(f"  {each['path']}: {each['reason']}" for each in islice(first, 10))
+    return DataError(f"{bad} of {images} images cannot be read, more than data.max_bad_fraction={allowed}:\n{shown}")

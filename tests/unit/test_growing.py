@@ -1,0 +1,192 @@
+"""A source that grows, shrinks and changes: what is read again, and what the data set then is."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tenfold.config import DataConfig
+from tenfold.data.build import build_dataset
+from tenfold.data.manifest import Dataset
+from tenfold.data.reader import SplitReader
+from tenfold.data.sources import Source, open_source
+from tenfold.storage import Entry, FileStore
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def fill(folder: Path, numbers: range) -> None:
+    for number in numbers:
+        path = folder / "abc"[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+
+
+class Counting:
+    """A source that remembers what was read."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.uri, self.reads = source, source.uri, list[str]()
+
+    def list(self) -> Iterator[Entry]:
+        return self.source.list()
+
+    def read(self, path: str) -> bytes:
+        self.reads.append(path)
+        return self.source.read(path)
+
+
+class Place:
+    """A folder of images, a store, and how they are sharded."""
+
+    def __init__(self, root: Path, **values: Any) -> None:
+        self.images, self.store = root / "images", FileStore(root / "store")
+        self.config = DataConfig.model_validate(
+            {
+                "source": str(self.images), "labels": {"per_class": 2}, "split": {"test_fraction": 0.3},
+                "shard_images": 10, "partition_images": 16, "max_bad_fraction": 0.2, **values,
+            }
+        )  # fmt: skip
+        self.reads: list[str] = []
+
+    def build(self) -> Dataset:
+        source = Counting(open_source(str(self.images)))
+        dataset, _ = build_dataset(source, self.config, self.store)
+        self.reads = sorted(source.reads)
+        return dataset
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place(tmp_path)
+    fill(place.images, range(60))
+    return place
+
+
+def content(dataset: Dataset) -> dict[str, dict[str, bytes]]:
+    """Return each split's images by path."""
+    found = {}
+    for split in dataset.manifest.splits:
+        reader = SplitReader(dataset, split)
+        assert len(reader) == dataset.manifest.splits[split].count
+        samples = [reader.sample(number) for number in range(len(reader))]
+        found[split] = {f"{sample.path} {sample.label}": sample.image for sample in samples}
+    return found
+
+
+def from_scratch(place: Place, tmp_path: Path) -> Dataset:
+    other = FileStore(tmp_path / "scratch")
+    return build_dataset(open_source(str(place.images)), place.config, other)[0]
+
+
+def test_of_a_source_that_grew_the_new_images_alone_are_read(place: Place, tmp_path: Path) -> None:
+    first = place.build()
+    assert len(place.reads) == 60
+    fill(place.images, range(60, 70))
+    second = place.build()
+    assert place.reads == sorted(f"{'abc'[n % 3]}/{n}.png" for n in range(60, 70))
+    assert second.digest != first.digest
+    assert content(second) == content(from_scratch(place, tmp_path))
+    before = {shard.sha256 for shard in first.manifest.splits["unlabelled"].shards}
+    assert before < {shard.sha256 for shard in second.manifest.splits["unlabelled"].shards}
+    [beside] = [entry.key for entry in place.store.list(f"datasets/{second.digest}/source-")]
+    assert json.loads(place.store.read(beside))["parent"] == first.digest
+
+
+def test_a_removed_image_leaves_without_a_shard_being_written_anew(place: Place, tmp_path: Path) -> None:
+    first = place.build()
+    gone = sorted(place.images.rglob("*.png"))[:7]
+    for path in gone:
+        path.unlink()
+    second = place.build()
+    assert place.reads == []
+    assert content(second) == content(from_scratch(place, tmp_path))
+    names = {f"{path.parent.name}/{path.name}" for path in gone}
+    assert not names & {key.split(" ")[0] for split in content(second).values() for key in split}
+    sides = ("unlabelled", "test")
+    kept = [{shard.sha256 for side in sides for shard in each.manifest.splits[side].shards} for each in (first, second)]
+    assert kept[1] <= kept[0]
+
+
+def test_a_changed_image_is_packed_again_and_the_old_one_is_gone(place: Place, tmp_path: Path) -> None:
+    place.build()
+    (place.images / "a" / "0.png").write_bytes(picture(1000))
+    second = place.build()
+    assert place.reads == ["a/0.png"]
+    assert content(second) == content(from_scratch(place, tmp_path))
+    third = place.build()
+    assert place.reads == []
+    assert third.digest == second.digest
+
+
+def test_an_image_that_was_only_touched_changes_nothing_and_is_read_once(place: Place) -> None:
+    first = place.build()
+    os.utime(place.images / "a" / "0.png", ns=(1, 1))
+    second = place.build()
+    assert (second.digest, place.reads) == (first.digest, ["a/0.png"])
+    fill(place.images, range(60, 61))
+    place.build()
+    assert place.reads == ["a/60.png"]
+
+
+def test_images_come_and_go_over_many_runs(place: Place, tmp_path: Path) -> None:
+    place.build()
+    random = np.random.default_rng(0)
+    for turn in range(6):
+        fill(place.images, range(60 + 8 * turn, 68 + 8 * turn))
+        there = sorted(place.images.rglob("*.png"))
+        for path in random.choice(np.array(there, dtype=object), 6, replace=False):
+            path.unlink()
+        for path in random.choice(np.array(sorted(place.images.rglob("*.png")), dtype=object), 4, replace=False):
+            path.write_bytes(picture(int(random.integers(10**6))))
+        if turn % 2:
+            (place.images / "a" / "bad.png").write_bytes(b"" if turn == 1 else b"<html>")
+        else:
+            (place.images / "a" / "bad.png").unlink(missing_ok=True)
+        dataset = place.build()
+        assert len(place.reads) <= 8 + 4 + 1
+        scratch = from_scratch(place, tmp_path)
+        assert content(dataset) == content(scratch)
+        assert dataset.manifest.quarantined == scratch.manifest.quarantined
+        assert dataset.manifest.classes == scratch.manifest.classes
+
+
+def test_another_choice_of_labels_reads_nothing(place: Place) -> None:
+    first = place.build()
+    place.config = place.config.model_copy(
+        update={"labels": place.config.labels.model_copy(update={"per_class": 5, "seed": 3})}
+    )
+    second = place.build()
+    assert place.reads == []
+    assert second.manifest.splits["unlabelled"] == first.manifest.splits["unlabelled"]
+    assert second.manifest.splits["labelled"].count == 15
+
+
+def test_where_a_shard_of_before_is_gone_its_partition_is_packed_anew(place: Place, tmp_path: Path) -> None:
+    first = place.build()
+    place.store.delete(f"shards/{first.manifest.splits['unlabelled'].shards[0].sha256}.tar")
+    fill(place.images, range(60, 64))
+    second = place.build()
+    assert 10 <= len(place.reads) <= 64
+    assert second.digest == from_scratch(place, tmp_path).digest
+
+
+@pytest.mark.parametrize("partition_images", [1, 7, 1000])
+def test_the_content_does_not_hang_on_the_size_of_partitions(tmp_path: Path, partition_images: int) -> None:
+    one, other = Place(tmp_path, partition_images=partition_images), Place(tmp_path / "x", partition_images=16)
+    fill(one.images, range(60))
+    fill(other.images, range(60))
+    assert content(one.build()) == content(other.build())
