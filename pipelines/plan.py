@@ -11,7 +11,7 @@ from typing import Any
 
 from tenfold.augment.spec import resolve_specs
 from tenfold.config import RunConfig
-from tenfold.data.build import recorded_dataset
+from tenfold.data.build import recorded
 from tenfold.environment import Environment
 from tenfold.fingerprint import digest, fingerprint, source_digest
 from tenfold.storage import open_store
@@ -85,7 +85,7 @@ def make_plan(config: RunConfig, listing: str | None, environment: Environment) 
 
 def known_dataset(listing: str | None, environment: Environment) -> str | None:
     """Return the digest of the data set that an earlier run made of the same listing; None if there is none."""
-    dataset = recorded_dataset(open_store(environment.store, patient=False), listing) if listing else None
+    dataset = recorded(open_store(environment.store, patient=False), listing) if listing else None
     return dataset.digest if dataset else None
 
 

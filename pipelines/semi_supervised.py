@@ -24,7 +24,7 @@ from tenfold.components.shard.component import component as shard_component
 from tenfold.pipelines.cluster import placed
 
 #: Tasks whose result depends on the outside world, so that a cached one could be stale.
-UNCACHED = ("preflight", "shard", "promote")
+UNCACHED = ("preflight", "sharding", "list-images", "pack", "shard", "promote")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Images:
 
 def build(images: Images):
     """Return the pipeline with its components bound to ``images``."""
-    preflight, shard = placed(preflight_component(images.cpu)), placed(shard_component(images.cpu))
+    preflight, sharding = placed(preflight_component(images.cpu)), shard_component(images.cpu, placed)
     augment, pretrain = placed(augment_component(images.gpu)), placed(pretrain_component(images.gpu))
     baseline, finetune = placed(baseline_component(images.gpu)), placed(finetune_component(images.gpu))
     self_train, pseudo_label = placed(self_train_component(images.gpu)), placed(pseudo_label_component(images.gpu))
@@ -114,7 +114,7 @@ def build(images: Images):
             distill_temperature=distill_temperature, alpha=alpha, model_name=model_name, min_gain=min_gain,
         ).set_caching_options(False)  # fmt: skip
         config = ready.outputs
-        dataset = shard(config=config["shard"]).set_caching_options(False).outputs["dataset"]
+        dataset = sharding(config=config["shard"]).set_caching_options(False).output
         views = augment(config=config["augment"], dataset=dataset).outputs
         alone = baseline(
             config=config["baseline"],

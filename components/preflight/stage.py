@@ -10,8 +10,8 @@ from typing import Any
 
 from tenfold.augment.spec import resolve_backend
 from tenfold.config import Description, HeadConfig, ResNetConfig, RunConfig, changed, load_config
-from tenfold.data.plan import listing_key
 from tenfold.data.listing import list_images
+from tenfold.data.plan import listing_key
 from tenfold.data.sources import open_source
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError

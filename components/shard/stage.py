@@ -1,15 +1,27 @@
-"""Sharding: from an image folder, an S3 prefix or digits to verified shards with a manifest."""
+"""Sharding: from an image folder, an S3 prefix or digits to verified shards with a manifest.
+
+Three tasks: ``plan`` lists the source and divides what is new into partitions, ``pack`` packs one of them, and
+``run`` merges them into a data set.
+"""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tenfold.config import DataConfig
-from tenfold.data.build import build_dataset
+from tenfold.data.build import finish, recorded
+from tenfold.data.listing import list_images
+from tenfold.data.pack import open_packed
+from tenfold.data.pack import pack as pack_images
+from tenfold.data.plan import make_plan, open_plan, publish_plan
 from tenfold.data.sources import open_source
-from tenfold.progress import count
+from tenfold.environment import Environment
+from tenfold.errors import ConfigError, first_fault
+from tenfold.progress import Reporter, count
+from tenfold.storage import open_store
 from tenfold.work import Work
 
 CONFIGS = {"shard": DataConfig}
@@ -17,7 +29,10 @@ CONFIGS = {"shard": DataConfig}
 
 @dataclass(frozen=True)
 class Inputs:
-    """Nothing: the source stands in the configuration."""
+    """JSON lists: ``partitions`` that :func:`plan` gave, and what :func:`pack` gave for each."""
+
+    partitions: str
+    packed: str
 
 
 @dataclass(frozen=True)
@@ -27,15 +42,54 @@ class Outputs:
     summary: Path
 
 
-def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> str:
-    """Shard the source and return the dataset URI, which ends in the manifest's sha256."""
+def parse(config: str) -> DataConfig:
+    """Read the canonical configuration string.
+
+    Raises:
+        ConfigError: it was made by another version.
+    """
+    try:
+        return DataConfig.model_validate_json(config)
+    except ValueError as error:
+        told = first_fault(error.errors()) if hasattr(error, "errors") else str(error)
+        raise ConfigError(f"the configuration string of shard does not fit this version: {told}") from None
+
+
+def plan(config: DataConfig, environment: Environment, reporter: Reporter) -> list[str]:
+    """List the source and return its partitions, at least one, as ``<name of the plan in the store>/<number>``."""
+    source, store = open_source(config.source), open_store(environment.store)
+    with tempfile.TemporaryDirectory() as folder:
+        listing = list_images(source, config, Path(folder) / "listing")
+        made = make_plan(listing, config, store, source.uri)
+    new = sum(partition.images for partition in made.partitions)
+    if made.changes is not None:
+        told = f"{count(new, 'new or changed image')}, {count(made.changes.removed, 'removed one')}"
+        reporter.note(f"{listing.count:,} images, of which all but these are sharded: {told}")
+    name = publish_plan(store, made)
+    return [f"{name}/{number}" for number in range(len(made.partitions))]
+
+
+def pack(config: DataConfig, partition: str, environment: Environment, reporter: Reporter) -> str:
+    """Pack one partition; returns the key of its table in the store."""
+    source, store = open_source(config.source), open_store(environment.store)
+    name, _, number = partition.partition("/")
+    made = open_plan(store, name)
+    phase = "packing" if len(made.partitions) == 1 else f"packing partition {int(number) + 1} of {len(made.partitions)}"
 
     def advance(done: int, total: int) -> None:
-        work.reporter.progress("checking", done, total, "images")
+        reporter.progress(phase, done, total, "images")
 
-    dataset, fresh = build_dataset(open_source(config.source), config, work.store, advance)
+    return pack_images(made, int(number), source, store, environment.threads, advance).table
+
+
+def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> str:
+    """Merge what was packed and return the dataset URI, which ends in the manifest's sha256."""
+    made = open_plan(work.store, json.loads(inputs.partitions)[0].partition("/")[0])
+    known = recorded(work.store, made.listing)
+    packed = [open_packed(work.store, table) for table in json.loads(inputs.packed)]
+    dataset = known or finish(made, packed, config, work.store, open_source(config.source).uri)
     manifest = dataset.manifest
-    if not fresh:
+    if known:
         work.reporter.note("the source is unchanged: its shards are reused")
     wanted = config.labels.per_class
     short = [n for n, k in manifest.splits["labelled"].class_counts.items() if wanted is not None and k < wanted]

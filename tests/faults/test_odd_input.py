@@ -85,7 +85,7 @@ def test_a_link_to_itself_in_the_source_is_named(tmp_path: Path) -> None:
     source = images(tmp_path / "images")
     (source / "a" / "self.png").symlink_to(source / "a" / "self.png")
     with pytest.raises(StorageError, match=r"self\.png"):
-        open_source(str(source)).list()
+        list(open_source(str(source)).list())
 
 
 @pytest.fixture

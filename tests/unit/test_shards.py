@@ -9,13 +9,13 @@ import pytest
 
 from tenfold.data.decode import decode, encode_png
 from tenfold.data.manifest import Shard
-from tenfold.data.shards import Sample, ShardWriter, parse_index, parse_path
+from tenfold.data.shards import Sample, ShardWriter, parse_facts, parse_index
 from tenfold.errors import DataError
 from tenfold.fingerprint import digest
 from tenfold.storage import FileStore
 
 
-def sample(number: int, label: int | None = 0, side: int = 5) -> Sample:
+def sample(number: int, label: str | None = "cat", side: int = 5) -> Sample:
     pixels = np.random.default_rng(number).integers(0, 256, (side, side + 1, 3), dtype=np.uint8)
     return Sample(f"{number:032x}", "png", encode_png(pixels), f"class/é {number}.png", label)
 
@@ -29,7 +29,7 @@ def write(folder: Path, samples: list[Sample], images: int = 1000, size: int = 1
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
-    samples = [sample(n, n % 3) for n in range(7)]
+    samples = [sample(n, "abc"[n % 3]) for n in range(7)]
     one, shards = write(tmp_path / "one", samples, images=3)
     other, again = write(tmp_path / "other", samples, images=3)
     assert shards == again
@@ -47,46 +47,42 @@ def test_writing_the_same_shard_twice_into_one_store_is_fine(tmp_path: Path) -> 
 
 
 def test_pythons_tarfile_reads_the_samples(tmp_path: Path) -> None:
-    samples = [sample(1, 2), sample(2, None, side=30), sample(3, 0)]
+    samples = [sample(1, "é"), sample(2, None, side=30), sample(3, "dog")]
     store, [shard] = write(tmp_path, samples)
     with tarfile.open(fileobj=io.BytesIO(store.read(f"shards/{shard.sha256}.tar"))) as tar:
         members = tar.getmembers()
         assert all(member.isfile() and member.mtime == 0 and member.uid == 0 for member in members)
         content = {member.name: tar.extractfile(member).read() for member in members}  # type: ignore[union-attr]
-    expected = {}
-    for one in samples:
-        expected[f"{one.key}.png"] = one.image
-        if one.label is not None:
-            expected[f"{one.key}.cls"] = str(one.label).encode()
-    assert {name: data for name, data in content.items() if not name.endswith(".json")} == expected
-    assert [parse_path(content[f"{one.key}.json"]) for one in samples] == [one.path for one in samples]
+    images = {name: data for name, data in content.items() if not name.endswith(".json")}
+    assert images == {f"{one.key}.png": one.image for one in samples}
+    assert [parse_facts(content[f"{one.key}.json"]) for one in samples] == [(one.path, one.label) for one in samples]
 
 
 def test_dali_reads_the_samples_by_the_index(tmp_path: Path) -> None:
     dali = pytest.importorskip("nvidia.dali")
     from nvidia.dali import fn, types
 
-    samples = [sample(n, n % 4, side=4 + n) for n in range(6)]
+    samples = [sample(n, "abcd"[n % 4], side=4 + n) for n in range(6)]
     store, shards = write(tmp_path, samples, images=4)
     assert [shard.count for shard in shards] == [4, 2]
     pipe = dali.Pipeline(batch_size=6, num_threads=1, device_id=None)
     with pipe:
-        image, label = fn.readers.webdataset(
+        image, facts = fn.readers.webdataset(
             paths=[str(store.fetch(f"shards/{s.sha256}.tar", tmp_path)) for s in shards],
             index_paths=[str(store.fetch(f"shards/{s.sha256}.idx", tmp_path)) for s in shards],
-            ext=["jpg;png", "cls"],
+            ext=["jpg;png", "json"],
             missing_component_behavior="error",
         )
-        pipe.set_outputs(fn.decoders.image(image, device="cpu", output_type=types.RGB), label)
+        pipe.set_outputs(fn.decoders.image(image, device="cpu", output_type=types.RGB), facts)
     pipe.build()
-    images, labels = pipe.run()
-    assert [np.asarray(labels[n]).tobytes() for n in range(6)] == [str(one.label).encode() for one in samples]
+    images, facts = pipe.run()
+    assert [parse_facts(np.asarray(facts[n]).tobytes())[1] for n in range(6)] == [one.label for one in samples]
     for number, one in enumerate(samples):
         np.testing.assert_array_equal(np.asarray(images[number]), decode(one.image).pixels)
 
 
 def test_the_index_points_at_each_part(tmp_path: Path) -> None:
-    samples = [sample(1, 2), sample(2, None)]
+    samples = [sample(1), sample(2, None)]
     store, [shard] = write(tmp_path, samples)
     data = store.read(f"shards/{shard.sha256}.tar")
     members = parse_index(store.read(f"shards/{shard.sha256}.idx").decode(), shard)
@@ -94,8 +90,7 @@ def test_the_index_points_at_each_part(tmp_path: Path) -> None:
     for member, one in zip(members, samples, strict=True):
         offset, size = member.image
         assert data[offset : offset + size] == one.image
-    assert set(members[0].parts) == {"png", "cls", "json"}
-    assert set(members[1].parts) == {"png", "json"}
+    assert set(members[0].parts) == {"png", "json"}
 
 
 def test_a_shard_ends_at_its_number_of_images(tmp_path: Path) -> None:

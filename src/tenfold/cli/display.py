@@ -17,8 +17,8 @@ from rich.text import Text
 
 from tenfold.progress import clock, count, describe, pace
 
-STAGES = ("preflight", "shard", "augment", "pretrain", "finetune", "self_train", "pseudo_label", "distill",
-          "baseline", "evaluate", "promote")  # fmt: skip
+STAGES = ("preflight", "list_images", "pack", "shard", "augment", "pretrain", "finetune", "self_train",
+          "pseudo_label", "distill", "baseline", "evaluate", "promote")  # fmt: skip
 _LOG_SECONDS = 60.0
 
 

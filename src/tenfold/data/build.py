@@ -43,8 +43,8 @@ def build_dataset(
     """
     with tempfile.TemporaryDirectory() as folder:
         listing = list_images(source, config, Path(folder) / "listing")
-        known = recorded_dataset(store, listing_key(listing, config))
-        if known is not None and is_whole(known):
+        known = recorded(store, listing_key(listing, config))
+        if known is not None:
             return known, False
         plan = make_plan(listing, config, store, source.uri)
     total = sum(partition.images for partition in plan.partitions)
@@ -75,9 +75,12 @@ def finish(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Stor
     return dataset
 
 
-def recorded_dataset(store: Store, key: str) -> Dataset | None:
-    """Return the data set that an earlier call made of the same listing; None if there is none."""
+def recorded(store: Store, key: str) -> Dataset | None:
+    """Return the data set that an earlier call made of the same listing; None where it is not there, or not whole."""
     if not store.exists(key):
         return None
     name = json.loads(store.read(key))["dataset"]
-    return open_dataset(f"{store.uri}/datasets/{name}") if store.exists(manifest_key(name)) else None
+    if not store.exists(manifest_key(name)):
+        return None
+    dataset = open_dataset(f"{store.uri}/datasets/{name}")
+    return dataset if is_whole(dataset) else None
