@@ -14,7 +14,7 @@ from pathlib import Path
 from tenfold.config import DataConfig
 from tenfold.data.build import finish, recorded
 from tenfold.data.listing import list_images
-from tenfold.data.pack import open_packed
+from tenfold.data.pack import checking, open_packed
 from tenfold.data.pack import pack as pack_images
 from tenfold.data.plan import make_plan, open_plan, publish_plan
 from tenfold.data.sources import open_source
@@ -79,7 +79,7 @@ def pack(config: DataConfig, partition: str, environment: Environment, reporter:
     def advance(done: int, total: int) -> None:
         reporter.progress(phase, done, total, "images")
 
-    return pack_images(made, int(number), source, store, environment.threads, advance).table
+    return pack_images(made, int(number), checking(made, source), store, environment.threads, advance).table
 
 
 def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> str:

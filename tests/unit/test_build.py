@@ -196,7 +196,7 @@ def test_what_is_known_of_the_source_lies_beside_the_manifest(images: Path, tmp_
     [beside] = [e.key for e in dataset.store.list(f"datasets/{dataset.digest}/source-")]
     record = json.loads(dataset.store.read(beside))
     assert record["source"] == images.as_uri()
-    tables = [from_parquet(dataset.store, key) for key in record["tables"]]
+    tables = [from_parquet(dataset.store, key) for tables in record["history"]["generations"] for key in tables]
     assert sum(len(table) for table in tables) == 37
     assert images.as_uri().encode() not in dataset.manifest.encoded()
 
@@ -316,10 +316,17 @@ def test_the_shard_stage_gives_the_address_and_a_summary(
 ) -> None:
     (images / "a" / "bad.png").write_bytes(b"")
     outputs = stage.Outputs(tmp_path / "summary.json")
-    uri = stage.run(config(images), stage.Inputs(), outputs, make_work("shard"))
+    work = make_work("shard")
+
+    def shard() -> str:
+        partitions = stage.plan(config(images), work.environment, work.reporter)
+        packed = [stage.pack(config(images), each, work.environment, work.reporter) for each in partitions]
+        return stage.run(config(images), stage.Inputs(json.dumps(partitions), json.dumps(packed)), outputs, work)
+
+    uri = shard()
     summary = json.loads(outputs.summary.read_text())
     assert summary["dataset"] == uri
     assert summary["classes"] == ["a", "b", "c"]
     assert summary["quarantined"] == [{"path": "a/bad.png", "reason": "empty file"}]
     assert {n: s.count for n, s in open_dataset(uri).manifest.splits.items()} == summary["counts"]
-    assert stage.run(config(images), stage.Inputs(), outputs, make_work("shard")) == uri
+    assert shard() == uri

@@ -15,6 +15,9 @@ from PIL import Image
 
 from tenfold.config import DataConfig
 from tenfold.data.build import build_dataset
+from tenfold.data.compact import compact
+from tenfold.data.garbage import find_garbage
+from tenfold.data.inspect import contact_sheet, inspect
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import Source, open_source
@@ -190,3 +193,73 @@ def test_the_content_does_not_hang_on_the_size_of_partitions(tmp_path: Path, par
     fill(one.images, range(60))
     fill(other.images, range(60))
     assert content(one.build()) == content(other.build())
+
+
+def test_a_set_that_grew_is_compacted_to_what_a_first_sharding_gives(place: Place, tmp_path: Path) -> None:
+    (place.images / "a").mkdir(parents=True, exist_ok=True)
+    (place.images / "a" / "bad.png").write_bytes(b"<html>")
+    Image.fromarray(np.full((4, 4), 514, dtype=np.uint16)).save(place.images / "a" / "wide.png")
+    place.build()
+    fill(place.images, range(60, 90))
+    (place.images / "b" / "1.png").unlink()
+    (place.images / "a" / "0.png").write_bytes(picture(1000))
+    grown = place.build()
+    scratch = from_scratch(place, tmp_path)
+    assert grown.digest != scratch.digest
+    compacted = compact(grown)
+    assert compacted.digest == scratch.digest
+    assert content(compacted) == content(grown)
+    assert place.build().digest == compacted.digest
+    assert place.reads == []
+    fill(place.images, range(90, 93))
+    later = place.build()
+    assert len(place.reads) == 3
+    assert content(later) == content(build_dataset(open_source(str(place.images)), place.config,
+                                                   FileStore(tmp_path / "again"))[0])  # fmt: skip
+
+
+def test_garbage_is_what_no_data_set_and_no_history_leads_to(place: Place) -> None:
+    first = place.build()
+    fill(place.images, range(60, 70))
+    second = place.build()
+    compacted = compact(second)
+    place.store.write("shards/" + "0" * 64 + ".tar", b"left behind")
+    found = {entry.key for entry in find_garbage(place.store)}
+    assert "shards/" + "0" * 64 + ".tar" in found
+    for key in found:
+        place.store.delete(key)
+    for dataset in (first, second, compacted):
+        content(dataset)
+    place.build()
+    assert place.reads == []
+    inspect(second)
+
+
+def test_inspection_tells_counts_sizes_and_what_looks_alike(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    fill(place.images, range(60))
+    random = np.random.default_rng(5)
+    coarse = Image.fromarray(random.integers(0, 256, (8, 9, 3), dtype=np.uint8))
+    for split, scale, kind in (("train", 10, "png"), ("test", 8, "jpg")):
+        folder = place.images.parent / "photos" / split / "a"
+        folder.mkdir(parents=True)
+        coarse.resize((9 * scale, 8 * scale), Image.Resampling.NEAREST).save(folder / f"same.{kind}")
+        for number in range(4):
+            for name in "ab":
+                pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                (folder.parent / name).mkdir(exist_ok=True)
+                Image.fromarray(pixels).save(folder.parent / name / f"{split}{number}.png")
+    (place.images.parent / "photos" / "train" / "b" / "copy.png").write_bytes(
+        (place.images.parent / "photos" / "train" / "b" / "train0.png").read_bytes()
+    )
+    place.images = place.images.parent / "photos"
+    place.config = place.config.model_copy(update={"source": str(place.images)})
+    dataset = place.build()
+    facts = inspect(dataset)
+    assert facts["splits"]["unlabelled"]["images"] == 10
+    assert facts["longer_side"]["largest"] == 90
+    assert sum(facts["longer_side"]["histogram"].values()) == 19
+    assert facts["equal_training_images"] == 1
+    [pair] = facts["alike_in_train_and_test"]
+    assert (pair["train"], pair["test"]) == ("train/a/same.png", "test/a/same.jpg")
+    assert contact_sheet(dataset, tmp_path / "cache").size == (640, 128)

@@ -25,14 +25,14 @@ from tenfold.config import (
     JitterConfig,
     ViewConfig,
 )
-from tenfold.data.reader import Order, SplitReader
+from tenfold.data.reader import RankOrder, SplitReader
 
 
 class DaliViews:
     """Endless batches of views."""
 
     def __init__(
-        self, reader: SplitReader, specs: Sequence[ViewSpec], batch_size: int, order: Order,
+        self, reader: SplitReader, specs: Sequence[ViewSpec], batch_size: int, order: RankOrder,
         seed: int, device: torch.device, threads: int, state: Tensor | None,
     ) -> None:  # fmt: skip
         """Build the graph; with ``state`` it goes on where that was taken."""

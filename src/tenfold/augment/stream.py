@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tenfold.augment.spec import ViewSpec
-from tenfold.data.reader import Order, SplitReader
+from tenfold.data.reader import RankOrder, SplitReader
 from tenfold.errors import DataError
+from tenfold.ranks import rank, world_size
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class ViewStream:
     def __init__(
         self, reader: SplitReader, specs: Sequence[ViewSpec], batch_size: int, seed: int, device: torch.device,
         threads: int, state: dict[str, Tensor] | None = None, *, shuffle: bool = True,
+        part: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         """Open a stream.
 
@@ -55,8 +57,15 @@ class ViewStream:
             threads: for decoding and augmenting on the CPU.
             state: of :meth:`state`, to go on exactly there.
             shuffle: False gives the split's own order, over and over, with no cut between passes.
+            part: which of how many ranks this is; default: the job's own. Of each global batch a rank takes its part,
+                so the order of all ranks together hangs on the global batch size and on nothing else.
         """
-        self.order = Order(len(reader), batch_size, seed, shuffle=shuffle)
+        own, ranks = part or (rank(), world_size())
+
+        def order() -> RankOrder:
+            return RankOrder(reader.order(batch_size * ranks, seed, shuffle=shuffle), batch_size, own, ranks)
+
+        self.order = order()
         self.batch_size, self._device = batch_size, device
         self._position = int(state["position"]) if state else 0
         saved = state["backend"] if state else None
@@ -65,11 +74,11 @@ class ViewStream:
             raise DataError(f"one stream's views must have one backend, not {sorted(names)}")
         self._backend: Backend
         # each backend walks an order of its own: they read ahead
-        ahead = Order(len(reader), batch_size, seed, shuffle=shuffle)
+        ahead = order()
         if names == {"dali"}:
             from tenfold.augment.dali import DaliViews
 
-            self._backend = DaliViews(reader, specs, batch_size, ahead, seed, device, threads, saved)
+            self._backend = DaliViews(reader, specs, batch_size, ahead, seed + 7919 * own, device, threads, saved)
         else:
             from tenfold.augment.torchvision import TorchvisionViews
 

@@ -20,7 +20,7 @@ from tenfold.augment.resample import resize
 from tenfold.augment.spec import ViewSpec
 from tenfold.config import BlurConfig, CropConfig, JitterConfig, ViewConfig
 from tenfold.data.decode import decode
-from tenfold.data.reader import Order, SplitReader
+from tenfold.data.reader import RankOrder, SplitReader
 
 
 class TorchvisionViews:
@@ -31,7 +31,7 @@ class TorchvisionViews:
         reader: SplitReader,
         specs: Sequence[ViewSpec],
         batch_size: int,
-        order: Order,
+        order: RankOrder,
         position: int,
         seed: int,
     ) -> None:
@@ -47,7 +47,9 @@ class TorchvisionViews:
         with torch.random.fork_rng(devices=[]):
             for position in range(self._position, self._position + self._batch_size):
                 pixels = decode(self._reader.image(self._order[position]).tobytes()).pixels
-                draws = np.random.SeedSequence([self._seed, position]).generate_state(1, np.uint64)
+                draws = np.random.SeedSequence([self._seed, self._order.position(position)]).generate_state(
+                    1, np.uint64
+                )
                 torch.manual_seed(int(draws[0]))
                 image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
                 for column, (spec, transform) in zip(columns, self._views, strict=True):

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tenfold import __version__
+from tenfold.cli.data import collect_garbage, data_app
 from tenfold.components.preflight.stage import Request, check
 from tenfold.config import PromoteConfig, RunConfig, about_preset, load_preset, preset_names
 from tenfold.environment import Environment
@@ -29,6 +30,8 @@ app = typer.Typer(
 )  # fmt: skip
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+app.command("gc")(collect_garbage)
 
 DEFAULT_MODEL = PromoteConfig().model
 Preset = Annotated[str | None, typer.Option(help="Preset to start from; see `tenfold presets`.")]

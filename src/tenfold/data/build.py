@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tenfold.config import DataConfig
-from tenfold.data.changes import write_history
+from tenfold.data.changes import History, write_history
 from tenfold.data.listing import list_images
 from tenfold.data.manifest import Dataset, is_whole, manifest_key, open_dataset, publish
 from tenfold.data.merge import merge
-from tenfold.data.pack import Packed, pack
+from tenfold.data.pack import Packed, checking, pack
 from tenfold.data.plan import Plan, listing_key, make_plan
 from tenfold.data.sources import Source
 from tenfold.fingerprint import canonical_json, digest
@@ -47,13 +48,14 @@ def build_dataset(
         if known is not None:
             return known, False
         plan = make_plan(listing, config, store, source.uri)
+    check = checking(plan, source)
     total = sum(partition.images for partition in plan.partitions)
     done = 0
     packed = []
     for number, partition in enumerate(plan.partitions):
         before = done
         packed.append(
-            pack(plan, number, source, store, threads, lambda n, _, before=before: advance(before + n, total))  # type: ignore[misc]
+            pack(plan, number, check, store, threads, lambda n, _, before=before: advance(before + n, total))  # type: ignore[misc]
         )
         done += partition.images
     return finish(plan, packed, config, store, source.uri), True
@@ -65,10 +67,10 @@ def finish(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Stor
     dataset = publish(store, manifest)
     before = plan.changes.history.dataset if plan.changes else None
     history = history.model_copy(update={"dataset": dataset.digest})
-    beside = canonical_json({
-        "source": source, "parent": before if before != dataset.digest else None,
-        "tables": [table for tables in history.generations for table in tables],
-    }).encode()  # fmt: skip
+    beside = canonical_json(
+        {"source": source, "parent": before if before != dataset.digest else None, "config": config.model_dump(),
+         "history": history.model_dump()}
+    ).encode()  # fmt: skip
     store.create(f"datasets/{dataset.digest}/source-{digest(beside)[:16]}.json", beside)
     write_history(store, plan.source, history)
     store.write(plan.listing, canonical_json({"dataset": dataset.digest}).encode())
@@ -84,3 +86,21 @@ def recorded(store: Store, key: str) -> Dataset | None:
         return None
     dataset = open_dataset(f"{store.uri}/datasets/{name}")
     return dataset if is_whole(dataset) else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a data set came about: its source, how it was sharded, and what it was made of."""
+
+    source: str
+    config: DataConfig
+    history: History
+
+
+def read_record(dataset: Dataset) -> Record | None:
+    """Return how a data set came about; None where nothing is recorded beside its manifest."""
+    keys = sorted(entry.key for entry in dataset.store.list(f"datasets/{dataset.digest}/source-"))
+    if not keys:
+        return None
+    told = json.loads(dataset.store.read(keys[0]))
+    return Record(told["source"], DataConfig.model_validate(told["config"]), History.model_validate(told["history"]))

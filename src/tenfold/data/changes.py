@@ -82,7 +82,7 @@ def compare(listing: Listing, history: History, store: Store) -> tuple[Changes, 
     replaced: dict[str, Replaced] = {}
     new: list[Row] = []
     removed = 0
-    for row, known in _side_by_side(listing.rows(), _known(history, store)):
+    for row, known in _side_by_side(listing.rows(), known_images(history, store, _COLUMNS)):
         if row is None:
             assert known is not None
             removed += 1
@@ -122,14 +122,20 @@ def _side_by_side(
             row, other = next(rows, None), next(known, None)
 
 
-def _known(history: History, store: Store) -> Iterator[dict[str, Any]]:
-    """Yield the images of a data set in order, one table in memory for each generation."""
+def known_images(history: History, store: Store, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield what is known of a data set's images, in order, with one table in memory for each generation.
+
+    Args:
+        history: of the data set.
+        store: has the tables.
+        columns: of :data:`tenfold.data.pack.COLUMNS`; path, size, tag, shard and row among them.
+    """
     gone = {(shard, row) for shard, rows in history.gone.items() for row in rows}
     forgotten = {(table, path) for table, paths in history.forgotten.items() for path in paths}
 
     def generation(tables: list[str]) -> Iterator[dict[str, Any]]:
         for key in tables:
-            for each in from_parquet(store, key, _COLUMNS).to_pylist():
+            for each in from_parquet(store, key, columns).to_pylist():
                 packed = each["shard"] is not None
                 if (each["shard"], each["row"]) in gone if packed else (key, each["path"]) in forgotten:
                     continue

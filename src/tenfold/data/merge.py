@@ -17,7 +17,7 @@ from tenfold.data.manifest import Manifest, Quarantined, Shard, SplitShards
 from tenfold.data.pack import SIDES, Packed, Side, open_packed, too_many
 from tenfold.data.parquet import from_parquet
 from tenfold.data.plan import Plan
-from tenfold.data.shards import Member, Sample, ShardWriter, parse_index
+from tenfold.data.shards import Sample, ShardIndex, ShardWriter, parse_index
 from tenfold.data.splits import Candidate, divide
 from tenfold.errors import DataError
 from tenfold.storage import Span, Store
@@ -129,21 +129,22 @@ def _pack_labelled(
 ) -> list[Shard]:
     """Copy the labelled images out of the training shards into shards of their own, in the data set's order."""
     labelled = sorted(labelled, key=lambda candidate: (place(candidate.path), candidate.path))
-    indexes: dict[str, list[Member]] = {}
+    indexes: dict[str, ShardIndex] = {}
     for name in {candidate.shard for candidate in labelled}:
         text = store.read(f"shards/{name}.idx").decode()
         indexes[name] = parse_index(text, shards[name])
 
     def read(candidate: Candidate) -> Sample:
-        member = indexes[candidate.shard][candidate.row]
+        index, row = indexes[candidate.shard], candidate.row
+        start, size = index.images[row].tolist()
         name = f"shards/{candidate.shard}.tar"
-        data = store.read(name, Span(*member.image))
+        data = store.read(name, Span(start, size))
         if hashlib.sha256(data).hexdigest() != candidate.stored:
             raise DataError(
                 f"{store.uri}/{name} is damaged: {candidate.path} has other bytes than were packed; delete it and run "
                 "the shard stage again"
             )
-        return Sample(member.key, member.extension, data, candidate.path, candidate.label)
+        return Sample(index.keys[row], index.extensions[row], data, candidate.path, candidate.label)
 
     writer = ShardWriter(store, config.shard_images, config.shard_bytes)
     with ThreadPoolExecutor(_AT_ONCE) as pool:

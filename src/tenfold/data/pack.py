@@ -48,13 +48,19 @@ class Packed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
+    """An image that was read: what is known of it (columns of :data:`COLUMNS`), and its sample if it can be used."""
+
     facts: dict[str, Any]
     sample: Sample | None
 
 
+#: Reads one image of a partition.
+Check = Callable[[int, Row], Checked]
+
+
 def pack(
-    plan: Plan, number: int, source: Source, store: Store, threads: int = 2,
+    plan: Plan, number: int, check: Check, store: Store, threads: int = 2,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Packed:  # fmt: skip
     """Pack partition ``number`` of ``plan`` into ``store``.
@@ -62,7 +68,7 @@ def pack(
     Args:
         plan: what to pack and how.
         number: which partition.
-        source: the images.
+        check: reads an image, for example by :func:`checking`.
         store: receives shards, records and the table.
         threads: that read and decode.
         advance: called with (images done, images in the partition).
@@ -81,7 +87,7 @@ def pack(
     left = [item for item in rows if item[0] not in done]
     bad: list[dict[str, Any]] = []
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
-        checked = _bounded_map(pool, lambda item: _check(*item, plan, source), left)
+        checked = _bounded_map(pool, lambda item: check(*item), left)
         for count, found in enumerate(checked, start=len(done) + 1):
             if found.sample is None:
                 bad.append(found.facts)
@@ -97,6 +103,41 @@ def pack(
     for made in sides.values():
         made.forget()
     return Packed(_shards(table), key)
+
+
+def _read_whole(source: Source, row: Row) -> bytes:
+    """Read an image; an answer of another size than the listing's is asked for again."""
+    for _ in range(3):
+        data = source.read(row.path)
+        if len(data) == row.size or not row.size:
+            return data
+    raise DataError(
+        f"{source.uri}/{row.path} has {len(data)} bytes, and had {row.size} when it was listed: it was changed "
+        "meanwhile or comes cut; run again"
+    )
+
+
+def checking(plan: Plan, source: Source) -> Check:
+    """Return what reads an image of ``source``, decodes it, and says which side it is of."""
+
+    def check(number: int, row: Row) -> Checked:
+        facts: dict[str, Any] = {"number": number, **row._asdict()}
+        data = _read_whole(source, row)
+        try:
+            image = decode(data, plan.max_pixels)
+        except BadImageError as error:
+            return Checked({**facts, "reason": str(error)}, None)
+        content = hashlib.sha256(data).hexdigest()
+        side: Side = "test" if is_test(row, content, plan.split, own_test=plan.own_test) else "train"
+        key = sample_key(row.path, content)
+        height, width = image.pixels.shape[:2]
+        stored = content if image.encoded is data else hashlib.sha256(image.encoded).hexdigest()
+        facts |= {"side": side, "content": content, "stored": stored, "key": key, "width": width, "height": height,
+                  "look": image.look}  # fmt: skip
+        label = row.label if side == "test" else None
+        return Checked(facts, Sample(key, image.extension, image.encoded, row.path, label))
+
+    return check
 
 
 class _Side:
@@ -128,7 +169,7 @@ class _Side:
             found += table["number"].to_pylist()
         return found
 
-    def add(self, found: _Checked) -> None:
+    def add(self, found: Checked) -> None:
         """Append an image; a shard that is full with it is stored and recorded."""
         assert found.sample is not None
         before = len(self.shards)
@@ -158,34 +199,16 @@ class _Side:
             self._store.delete(self._record(number))
 
 
-def _check(number: int, row: Row, plan: Plan, source: Source) -> _Checked:
-    """Read and decode one image."""
-    facts: dict[str, Any] = {"number": number, **row._asdict()}
-    data = source.read(row.path)
-    try:
-        image = decode(data, plan.max_pixels)
-    except BadImageError as error:
-        return _Checked({**facts, "reason": str(error)}, None)
-    content = hashlib.sha256(data).hexdigest()
-    side: Side = "test" if is_test(row, content, plan.split, own_test=plan.own_test) else "train"
-    key = sample_key(row.path, content)
-    height, width = image.pixels.shape[:2]
-    stored = content if image.encoded is data else hashlib.sha256(image.encoded).hexdigest()
-    facts |= {"side": side, "content": content, "stored": stored, "key": key, "width": width, "height": height,
-              "look": image.look}  # fmt: skip
-    return _Checked(facts, Sample(key, image.extension, image.encoded, row.path, row.label if side == "test" else None))
-
-
 def sample_key(path: str, content: str) -> str:
     """Return the stable name of a sample: a hash of its path and content."""
     return hashlib.sha256(f"{path}\0{content}".encode()).hexdigest()[:32]
 
 
 def _bounded_map(
-    pool: ThreadPoolExecutor, check: Callable[[tuple[int, Row]], _Checked], items: list[tuple[int, Row]]
-) -> Iterator[_Checked]:
+    pool: ThreadPoolExecutor, check: Callable[[tuple[int, Row]], Checked], items: list[tuple[int, Row]]
+) -> Iterator[Checked]:
     """Like ``pool.map``, a few hundred images ahead at most."""
-    waiting: deque[Future[_Checked]] = deque()
+    waiting: deque[Future[Checked]] = deque()
     for item in items:
         waiting.append(pool.submit(check, item))
         if len(waiting) >= 128:

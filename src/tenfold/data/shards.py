@@ -7,6 +7,9 @@ import json
 import tarfile
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tenfold.data.manifest import Shard
 from tenfold.errors import DataError
 from tenfold.fingerprint import canonical_json, digest
@@ -69,24 +72,23 @@ class ShardWriter:
 
 
 @dataclass(frozen=True)
-class Member:
-    """Where a sample's parts lie in its tar: extension → (offset, size)."""
+class ShardIndex:
+    """Where the samples of a shard lie in its tar.
 
-    key: str
-    parts: dict[str, tuple[int, int]]
+    Attributes:
+        keys: of the samples.
+        extensions: of their images, ``jpg`` or ``png``.
+        images: (count, 2) offset and size of each encoded image.
+        facts: the same of each ``json`` member.
+    """
 
-    @property
-    def image(self) -> tuple[int, int]:
-        """Offset and size of the encoded image."""
-        return next(span for ext, span in self.parts.items() if ext not in {"cls", "json"})
-
-    @property
-    def extension(self) -> str:
-        """``jpg`` or ``png``."""
-        return next(ext for ext in self.parts if ext not in {"cls", "json"})
+    keys: list[str]
+    extensions: list[str]
+    images: NDArray[np.int64]
+    facts: NDArray[np.int64]
 
 
-def parse_index(text: str, shard: Shard) -> list[Member]:
+def parse_index(text: str, shard: Shard) -> ShardIndex:
     """Read a DALI index file.
 
     Raises:
@@ -95,16 +97,21 @@ def parse_index(text: str, shard: Shard) -> list[Member]:
     head, *lines = text.splitlines()
     if head != f"v1.2 {shard.count}" or len(lines) != shard.count:
         raise DataError(f"the index of shard {shard.sha256} does not hold the manifest's {shard.count} samples")
-    members = []
+    keys, extensions, images, facts = [], [], [], []
     for line in lines:
         fields = line.split(" ")
-        parts = {}
-        for ext, offset, size, _ in zip(*[iter(fields)] * 4, strict=True):
-            parts[ext] = (int(offset), int(size))
-            if int(offset) + int(size) > shard.size:
-                raise DataError(f"the index of shard {shard.sha256} points outside the shard")
-        members.append(Member(fields[3].partition(".")[0], parts))
-    return members
+        parts = {ext: (int(offset), int(size)) for ext, offset, size, _ in zip(*[iter(fields)] * 4, strict=True)}
+        kind = next((ext for ext in parts if ext in {"jpg", "png"}), None)
+        if kind is None or "json" not in parts:
+            raise DataError(f"the index of shard {shard.sha256} has a sample with no image or no json: {line[:80]}")
+        if any(offset + size > shard.size for offset, size in parts.values()):
+            raise DataError(f"the index of shard {shard.sha256} points outside the shard")
+        keys.append(fields[3].partition(".")[0])
+        extensions.append(kind)
+        images.append(parts[kind])
+        facts.append(parts["json"])
+    spans = (np.array(each, np.int64).reshape(-1, 2) for each in (images, facts))
+    return ShardIndex(keys, extensions, *spans)
 
 
 def parse_facts(data: bytes) -> tuple[str, str | None]:

@@ -15,7 +15,7 @@ class Source(Protocol):
     uri: str
 
     def list(self) -> Iterator[Entry]:
-        """Yield every file, in no promised order."""
+        """Yield every file, in no promised order; a size of 0: not known."""
 
     def read(self, path: str) -> bytes:
         """Return one file's bytes."""
@@ -37,7 +37,7 @@ class DigitsSource:
 
     def list(self) -> Iterator[Entry]:
         """See :class:`Source`."""
-        return (Entry(path, 64, "load_digits") for path in self._images)
+        return (Entry(path, 0, "load_digits") for path in self._images)
 
     def read(self, path: str) -> bytes:
         """See :class:`Source`; 0..16 becomes 0..255."""

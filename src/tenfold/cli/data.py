@@ -1,0 +1,103 @@
+"""Commands that look at data sets and tidy the store."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tenfold.environment import Environment
+from tenfold.progress import count
+
+data_app = typer.Typer(help="Look at data sets and put them in order.", no_args_is_help=True)
+Uri = Annotated[str, typer.Argument(help="Dataset URI; it ends in /datasets/<sha256>.")]
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 140, soft_wrap=not sys.stdout.isatty())
+
+
+@data_app.command("inspect")
+def inspect_dataset(
+    uri: Uri,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of labelled images (PNG).")] = None,
+) -> None:
+    """Counts, classes, sizes, quarantine, equal and look-alike images of a data set."""
+    from tenfold.data.inspect import contact_sheet, inspect
+    from tenfold.data.manifest import open_dataset
+
+    dataset = open_dataset(uri)
+    facts = inspect(dataset)
+    if sheet is not None:
+        contact_sheet(dataset, Environment.read().home / "cache").save(sheet)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    _print(facts, _console())
+    if sheet is not None:
+        print(f"wrote {sheet}")
+
+
+def _print(facts: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"{len(facts['classes'])} classes", title_justify="left", title_style="bold")
+    for name in ("split", "images", "shards", "MB"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for name, split in facts["splits"].items():
+        table.add_row(name, f"{split['images']:,}", str(split["shards"]), f"{split['bytes'] / 1e6:,.1f}")
+    console.print(table)
+    fewest = sorted(facts["splits"]["labelled"]["classes"].items(), key=lambda pair: (pair[1], pair[0]))
+    console.print("labels a class: " + ", ".join(f"{name} {number}" for name, number in fewest[:20]))
+    sides = facts["longer_side"]
+    console.print(f"longer side: {sides['smallest']} to {sides['largest']} pixels, median {sides['median']:.0f}")
+    most = max(sides["histogram"].values(), default=0) or 1
+    for span, number in sides["histogram"].items():
+        if number:
+            console.print(f"  {span:>16}  {'█' * max(1, round(40 * number / most))} {number:,}", highlight=False)
+    console.print(f"{count(facts['equal_training_images'], 'training image')} equal to another one")
+    alike = facts["alike_in_train_and_test"]
+    console.print(f"{count(len(alike), 'pair')} of a training and a test image that look alike")
+    for pair in alike[:10]:
+        console.print(f"  {pair['train']}  ~  {pair['test']}  ({pair['bits']} of 64 bits differ)", highlight=False)
+    console.print(f"{count(len(facts['quarantined']), 'image')} quarantined")
+    for each in facts["quarantined"][:10]:
+        console.print(f"  {each['path']}: {each['reason']}", highlight=False)
+
+
+@data_app.command("compact")
+def compact_dataset(uri: Uri) -> None:
+    """Pack a data set that grew as if from scratch; prints the new dataset URI."""
+    from tenfold.data.compact import compact
+    from tenfold.data.manifest import open_dataset
+    from tenfold.progress import Reporter
+
+    environment = Environment.read()
+    reporter = Reporter("compact", environment.events)
+
+    def advance(done: int, total: int) -> None:
+        reporter.progress("packing", done, total, "images")
+
+    print(compact(open_dataset(uri), environment.threads, advance).uri)
+
+
+def collect_garbage(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and remove nothing.")] = False,
+    store: Annotated[str | None, typer.Option(help="Address of the store; default: this machine's.")] = None,
+) -> None:
+    """Remove from the store what no data set and no record of one refers to."""
+    from tenfold.data.garbage import find_garbage
+    from tenfold.storage import open_store
+
+    opened = open_store(store or Environment.read().store)
+    found = find_garbage(opened)
+    for entry in found:
+        print(f"{entry.size:>14,}  {entry.key}")
+        if not dry_run:
+            opened.delete(entry.key)
+    total = sum(entry.size for entry in found)
+    print(f"{count(len(found), 'object')}, {total / 1e6:,.1f} MB {'would be' if dry_run else 'were'} removed")
