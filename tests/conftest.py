@@ -49,8 +49,9 @@ def make_work(tmp_path: Path) -> Callable[..., Work]:
     def make(
         stage: str = "stage", run_id: str = "run", fingerprint: str = "f" * 64, store: Store | None = None
     ) -> Work:
-        environment = replace(Environment.read(), run_id=run_id)
-        return Work(stage, fingerprint, store or FileStore(tmp_path / "store"), environment, Reporter(stage))
+        kept = store or FileStore(tmp_path / "store")
+        environment = replace(Environment.read(), run_id=run_id, store=kept.uri)
+        return Work(stage, fingerprint, kept, environment, Reporter(stage))
 
     return make
 

@@ -12,7 +12,7 @@ from tenfold.augment.spec import resolve_backend
 from tenfold.config import Description, HeadConfig, ResNetConfig, RunConfig, changed, load_config
 from tenfold.data.listing import list_images
 from tenfold.data.plan import listing_key
-from tenfold.data.sources import open_source
+from tenfold.data.sources import TABLES, open_source
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError
 from tenfold.fingerprint import digest, file_digest
@@ -107,8 +107,12 @@ def check(config: RunConfig) -> str | None:
         TenfoldError: says what is wrong, where, and what to do.
     """
     source = config.data.source
-    if source != "digits" and "://" not in source and not Path(source).is_dir():
-        raise DataError(f"there is no folder {source}; data.source takes a folder, s3://bucket/prefix or digits")
+    table = source.endswith(TABLES)
+    if source != "digits" and "://" not in source and not (Path(source).is_file() if table else Path(source).is_dir()):
+        raise DataError(
+            f"there is no {'file' if table else 'folder'} {source}; data.source takes a folder, s3://bucket/prefix, a "
+            "table of images (.csv, .parquet) or digits"
+        )
     with tempfile.TemporaryDirectory() as folder:
         listing = list_images(open_source(source, patient=False), config.data, Path(folder) / "listing", LISTED)
         if len(listing.classes) < 2 and listing.complete:

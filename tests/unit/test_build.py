@@ -20,6 +20,7 @@ from tenfold.data.manifest import Dataset, Manifest, dataset_digest, manifest_ke
 from tenfold.data.parquet import from_parquet
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import Source, open_source
+from tenfold.data.tables import Line
 from tenfold.errors import ConflictError, DataError, StorageError
 from tenfold.fingerprint import digest
 from tenfold.storage import Entry, FileStore
@@ -65,6 +66,9 @@ class Counting:
 
     def list(self) -> Iterator[Entry]:
         return iter(self.order(list(self.source.list())))
+
+    def lines(self) -> Iterator[Line] | None:
+        return self.source.lines()
 
     def read(self, path: str) -> bytes:
         self.reads += 1

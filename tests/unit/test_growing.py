@@ -21,6 +21,7 @@ from tenfold.data.inspect import contact_sheet, inspect
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import Source, open_source
+from tenfold.data.tables import Line
 from tenfold.storage import Entry, FileStore
 
 
@@ -46,6 +47,9 @@ class Counting:
 
     def list(self) -> Iterator[Entry]:
         return self.source.list()
+
+    def lines(self) -> Iterator[Line] | None:
+        return self.source.lines()
 
     def read(self, path: str) -> bytes:
         self.reads.append(path)

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import gzip
 import os
+import struct
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tenfold.components.preflight.stage import check
@@ -15,6 +20,8 @@ from tenfold.data.decode import decode
 from tenfold.data.listing import list_images
 from tenfold.data.sources import open_source
 from tenfold.errors import DataError, StorageError
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def place(folder: Path, paths: Iterable[str]) -> None:
@@ -253,3 +260,99 @@ def test_preflight_asks_for_two_classes(tmp_path: Path) -> None:
         check(RunConfig(data=DataConfig(source=str(tmp_path))))
     place(tmp_path, ["dog/1.jpg"])
     assert check(RunConfig(data=DataConfig(source=str(tmp_path))))
+
+
+# --- tables, groups, other formats ---------------------------------------------------------------------
+
+
+def test_a_table_may_be_parquet_and_names_groups(tmp_path: Path) -> None:
+    place(tmp_path, ["a/1.jpg", "a/2.jpg", "a/3.jpg"])
+    told = {"path": ["a/1.jpg", "a/2.jpg", "a/3.jpg"], "label": ["cat", None, "dog"], "split": [None, "test", None],
+            "group": ["x", "x", "y"]}  # fmt: skip
+    pq.write_table(pa.table(told), tmp_path / "list.parquet")
+    rows = annotated(tmp_path, annotations="list.parquet")
+    assert [(row.label, row.group) for row in rows] == [("cat", "x"), (None, "x"), ("dog", "y")]
+    assert [row.split for row in rows] == ["test", "test", None], "x is for testing as a whole"
+
+
+def test_a_group_with_a_listed_image_is_for_training_as_a_whole(tmp_path: Path) -> None:
+    place(tmp_path, [f"a/{n}.jpg" for n in range(6)])
+    lines = "".join(f"a/{n}.jpg,cat,g{n // 3}\n" for n in range(6))
+    (tmp_path / "list.csv").write_text("path,label,group\n" + lines)
+    (tmp_path / "labels.txt").write_text("a/4.jpg\n")
+    rows = annotated(tmp_path, annotations="list.csv", labels={"file": str(tmp_path / "labels.txt")})
+    assert [row.split for row in rows] == [None, None, None, "train", "train", "train"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,labels\na/1.jpg,cat dog\n", "several labels an image; tenfold learns one class"),
+        ('path,label\na/1.jpg,"[cat, dog]"\n', r"line 2: the label \[cat, dog\] looks like several"),
+        ("path,label,grup\na/1.jpg,cat,1\n", r"unknown column 'grup'; did you mean 'group'\?"),
+    ],
+)
+def test_what_is_no_single_class_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    place(tmp_path, ["a/1.jpg"])
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        annotated(tmp_path, annotations="list.csv")
+
+
+def test_a_parquet_column_of_lists_is_refused(tmp_path: Path) -> None:
+    place(tmp_path, ["a/1.jpg"])
+    pq.write_table(pa.table({"path": ["a/1.jpg"], "label": [["cat", "dog"]]}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match="the column 'label' holds lists; tenfold learns one class an image"):
+        annotated(tmp_path, annotations="list.parquet")
+    (tmp_path / "list.parquet").write_bytes(b"PAR1 is not enough")
+    with pytest.raises(DataError, match=r"list\.parquet is no valid Parquet file"):
+        annotated(tmp_path, annotations="list.parquet")
+
+
+def test_a_table_of_addresses_is_a_source(tmp_path: Path) -> None:
+    place(tmp_path, ["one/1.jpg", "two/deep/2.jpg", "three.jpg"])
+    (tmp_path / "two" / "deep" / "2.jpg").write_bytes(b"second")
+    rows = [
+        ("one/1.jpg", "cat"),
+        ((tmp_path / "two" / "deep").as_uri() + "/2.jpg", "dog"),
+        (str(tmp_path / "three.jpg"), ""),
+    ]
+    (tmp_path / "images.csv").write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows))
+    uri = str(tmp_path / "images.csv")
+    assert {(row.path, row.label) for row in annotated(uri)} == {(path, label or None) for path, label in rows}
+    assert open_source(uri).read(far) == b"second"
+    assert check(RunConfig(data=DataConfig(source=uri)))
+    with pytest.raises(DataError, match=r"there is no file .*absent\.csv; data\.source takes"):
+        check(RunConfig(data=DataConfig(source=str(tmp_path / "absent.csv"))))
+
+
+def write_idx(path: Path, values: Any, *, zipped: bool) -> None:
+    data = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    path = path.with_name(path.name + ".gz") if zipped else path
+    path.write_bytes(gzip.compress(data) if zipped else data)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_idx_files_are_a_source_with_its_own_test_split(tmp_path: Path, zipped: bool) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (5, 4, 6), dtype=np.uint8)
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", images, zipped=zipped)
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.array([0, 1, 2, 1, 0], np.uint8), zipped=zipped)
+    rows = annotated(tmp_path)
+    assert [row.split for row in rows] == ["test"] * 5 + ["train"] * 5
+    assert [row.label for row in rows] == ["0", "1", "2", "1", "0"] * 2
+    pixels = decode(open_source(str(tmp_path)).read("test/00003.png")).pixels
+    np.testing.assert_array_equal(pixels[..., 0], images[3])
+
+
+def test_a_cut_idx_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x03\0\0")[:-3])
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz is no whole IDX file"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_fashion_mnist_of_debian_is_read() -> None:
+    source = open_source(str(FASHION))
+    assert sum(1 for _ in source.list()) == 70_000

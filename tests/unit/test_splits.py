@@ -10,7 +10,7 @@ import pytest
 from tenfold.config import DataConfig
 from tenfold.data.annotations import Row
 from tenfold.data.pack import sample_key
-from tenfold.data.splits import divide, is_test
+from tenfold.data.splits import divide, side_of
 from tenfold.errors import DataError
 
 
@@ -21,6 +21,7 @@ class Record(NamedTuple):
     content: str
     label: str | None
     split: Any
+    group: str | None = None
 
     @property
     def key(self) -> str:
@@ -60,11 +61,11 @@ def split(
     own = any(r.split == "test" for r in given)
     rows = []
     for number, r in enumerate(given):
-        row = Row(r.path, 1, "", r.label, r.split, None if listed is None else r.path in listed)
-        side = "test" if is_test(row, r.content, config.split, own_test=own) else "train"
+        row = Row(r.path, 1, "", r.label, r.split, None if listed is None else r.path in listed, r.group)
+        side = side_of(row, r.content, config.split, own_test=own)
         rows.append({**row._asdict(), "content": r.content, "stored": r.content, "side": side, "shard": "s",
                      "row": number})  # fmt: skip
-    columns = ["path", "label", "split", "listed", "content", "stored", "side", "shard", "row"]
+    columns = ["path", "label", "split", "listed", "group", "content", "stored", "side", "shard", "row"]
     kinds = {"listed": pa.bool_(), "row": pa.int64()}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
     found = divide(pa.Table.from_pylist(rows, schema), config)
@@ -231,3 +232,21 @@ def test_splits_that_cannot_work_are_refused(given: list[Record], message: str) 
 def test_a_list_that_leaves_a_test_class_without_labels_is_refused() -> None:
     with pytest.raises(DataError, match="classes that no labelled image shows: c"):
         split(records(100), frozenset(["a/0.png", "b/1.png"]))
+
+
+def test_the_images_of_a_group_are_on_one_side_and_unlabelled_ones_of_a_test_group_on_none() -> None:
+    given = [record(f"{'ab'[n % 2]}/{n}.png", "ab"[n % 2])._replace(group=f"patient {n // 5}") for n in range(300)]
+    given += [record(f"loose{n}.png", None)._replace(group=f"patient {n}") for n in range(60)]
+    splits = split(given)
+    tests = {r.group for r in splits.test}
+    assert 5 < len(tests) < 35
+    assert not tests & {r.group for r in splits.unlabelled}
+    left_out = paths(given) - paths(splits.unlabelled) - paths(splits.test)
+    assert left_out == {f"loose{n}.png" for n in range(60) if f"patient {n}" in tests}
+
+
+def test_a_group_that_the_source_has_on_both_sides_is_a_leak() -> None:
+    given = [record("train/a/1", "a", "train"), record("train/b/2", "b", "train"), record("test/a/3", "a", "test")]
+    with pytest.raises(DataError, match=r"train/a/1 = test/a/3"):
+        split([given[0]._replace(group="x"), given[1], given[2]._replace(group="x")])
+    assert len(split(given).test) == 1

@@ -32,8 +32,8 @@ class SplitConfig(Section):
 class DataConfig(Section):
     """The images: where they are, which are labelled, which are for testing."""
 
-    source: str = Field("", description="'digits', a folder, or s3://bucket/prefix")
-    annotations: str | None = Field(None, description="CSV in the source with the columns path, label, split")
+    source: str = Field("", description="a folder, s3://bucket/prefix, a table of images, or 'digits'")
+    annotations: str | None = Field(None, description="table in the source with the columns path, label, split, group")
     labels: LabelsConfig = LabelsConfig()
     split: SplitConfig = SplitConfig()
     shard_images: int = Field(4096, ge=1, description="a shard ends at this many images")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
-import io
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from tenfold.data.sources import Source
-from tenfold.errors import DataError, did_you_mean
+from tenfold.data.tables import Line, Split, csv_rows, read_lines, text_of
+from tenfold.errors import DataError
 from tenfold.storage import open_store
 
-Split = Literal["train", "test"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "unlabelled": "train", "unlabeled": "train", "test": "test"}
 
@@ -21,6 +19,7 @@ class Row(NamedTuple):
     """An image before it was read: where it is, and what its source says of it (None: nothing).
 
     ``size`` and ``tag`` are the listing's; ``listed`` tells whether the label list names it (None: there is none).
+    Images of one ``group`` (a patient, a video, a site) are never on both sides of the split.
     """
 
     path: str
@@ -29,6 +28,7 @@ class Row(NamedTuple):
     label: str | None = None
     split: Split | None = None
     listed: bool | None = None
+    group: str | None = None
 
 
 def by_layout(path: str, size: int, tag: str, *, by_split: bool) -> Row:
@@ -69,38 +69,22 @@ class Missing:
 
 
 class Table:
-    """The annotations file: a line an image, with its class and split."""
+    """A table that says of each image its class, split and group; what it does not name is left out."""
 
-    def __init__(self, source: Source, name: str) -> None:
-        self.where = f"{source.uri}/{name}"
+    def __init__(self, lines: Iterator[Line], where: str) -> None:
+        self._lines, self.where, self.missing = lines, where, Missing(where)
+
+    @classmethod
+    def of(cls, source: Source, name: str) -> Table:
+        """Open the annotations file ``name`` in ``source``."""
+        where = f"{source.uri}/{name}"
         try:
-            self._text = text_of(source.read(name), self.where)
+            return cls(read_lines(source.read(name), name, where), where)
         except KeyError:
             raise DataError(f"{source.uri} has no file {name}") from None
-        self.missing = Missing(self.where)
 
-    def __iter__(self) -> Iterator[tuple[str, str | None, Split | None, int]]:
-        """Yield (path, class, split, line).
-
-        Raises:
-            DataError: no valid CSV, or a column or split that is not known.
-        """
-        rows = _rows(self._text, self.where)
-        columns = next(rows, (1, []))[1]
-        if "path" not in columns:
-            raise DataError(f"{self.where} has no column 'path' (columns: {', '.join(columns) or 'none'})")
-        unknown = set(columns) - {"path", "label", "split"}
-        if unknown:
-            raise DataError(
-                f"{self.where}: unknown column '{min(unknown)}'{did_you_mean(min(unknown), ['label', 'split'])}"
-            )
-        for line, (_, values) in enumerate(rows, start=2):
-            row = dict(zip(columns, values, strict=False))
-            split = (row.get("split") or "").strip().lower() or None
-            split = "train" if split in {"unlabelled", "unlabeled"} else split
-            if split not in {None, "train", "test"}:
-                raise DataError(f"{self.where}, line {line}: split '{split}' is not train, test or unlabelled")
-            yield row["path"], (row.get("label") or "").strip() or None, cast(Split | None, split), line
+    def __iter__(self) -> Iterator[Line]:
+        return self._lines
 
     def join(self, entries: list[list[Any]], lines: list[list[Any]]) -> Iterator[Row]:
         """Yield the images that the table names, with what it says of them.
@@ -110,14 +94,15 @@ class Table:
         """
         there = {entry[0]: entry for entry in entries}
         seen = set()
-        for path, label, split, line in lines:
-            if path not in there:
-                self.missing.add(line, path)
-            elif path in seen:
-                raise DataError(f"{self.where} names an image twice: {path}")
+        for line in (Line(*values) for values in lines):
+            if line.path not in there:
+                self.missing.add(line.number, line.path)
+            elif line.path in seen:
+                raise DataError(f"{self.where} names an image twice: {line.path}")
             else:
-                seen.add(path)
-                yield Row(path, there[path][1], there[path][2], label, split)
+                seen.add(line.path)
+                _, size, tag = there[line.path]
+                yield Row(line.path, size, tag, line.label, line.split, group=line.group)
 
 
 class Labels:
@@ -129,7 +114,7 @@ class Labels:
     def __init__(self, file: str) -> None:
         folder, _, name = file.rpartition("/")
         self.where = f"the label list {file}"
-        lines = list(_rows(text_of(open_store(folder or ".").read(name), self.where), self.where))
+        lines = list(csv_rows(text_of(open_store(folder or ".").read(name), self.where), self.where))
         if lines and lines[0][1][0].strip() == "path":
             lines = lines[1:]
         self._class: dict[str, str] = {}
@@ -196,26 +181,3 @@ class Labels:
             raise DataError(
                 f"{self.where} names {len(self._tests)} images of the test split: {sorted(self._tests)[:10]}"
             )
-
-
-def text_of(data: bytes, where: str) -> str:
-    """Return UTF-8 bytes as text.
-
-    Raises:
-        DataError: they are none.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{where} is no UTF-8 text") from None
-
-
-def _rows(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, fields) of the non-empty rows of a CSV text."""
-    reader = csv.reader(io.StringIO(text), strict=True)
-    try:
-        for row in reader:
-            if any(field.strip() for field in row):
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"{where} is no valid CSV: {error}") from None

@@ -36,6 +36,7 @@ class Replaced(_Document):
     label: str | None
     split: str | None
     listed: bool | None
+    group: str | None
 
 
 class History(_Document):

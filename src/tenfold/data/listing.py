@@ -82,6 +82,8 @@ class Listing:
     classes: set[str] = field(default_factory=set)
     own_test: bool = False
     _sum: int = 0
+    _bound: set[str] = field(default_factory=set)
+    _tests: set[str] = field(default_factory=set)
 
     def add(self, row: Row) -> None:
         """Take in an image."""
@@ -89,6 +91,11 @@ class Listing:
         self.own_test |= row.split == "test"
         if row.label and row.split != "test" and row.listed is not False:
             self.classes.add(row.label)
+        if row.group is not None:
+            if row.listed or row.split == "train":
+                self._bound.add(row.group)
+            elif row.split == "test":
+                self._tests.add(row.group)
         self._sum += int.from_bytes(hashlib.sha256(json.dumps(row).encode()).digest()[:16], "big")
         self._rows.add(row)
 
@@ -98,9 +105,18 @@ class Listing:
         return digest(canonical_json([self.count, f"{self._sum:x}"]))
 
     def rows(self) -> Iterator[Row]:
-        """Yield the images in the order of their paths' hashes."""
+        """Yield the images in the order of their paths' hashes.
+
+        Of a group one image of which is for training by the source or a list, all are, and so for testing.
+        """
         for bucket in self._rows:
-            yield from sorted((Row(*values) for values in bucket), key=lambda row: (place(row.path), row.path))
+            for row in sorted((Row(*values) for values in bucket), key=lambda row: (place(row.path), row.path)):
+                if row.group is None or row.split is not None:
+                    yield row
+                elif row.group in self._bound:
+                    yield row._replace(split="train")
+                else:
+                    yield row._replace(split="test") if row.group in self._tests else row
 
 
 def list_images(source: Source, config: DataConfig, folder: Path, limit: int | None = None) -> Listing:
@@ -119,7 +135,12 @@ def list_images(source: Source, config: DataConfig, folder: Path, limit: int | N
     Raises:
         DataError: nothing is there, or the lists name what is not there.
     """
-    table = Table(source, config.annotations) if config.annotations else None
+    own = source.lines()
+    if own is not None and config.annotations:
+        raise DataError(f"{source.uri} is a table itself; data.annotations is for folders and prefixes")
+    table = Table(own, source.uri) if own is not None else None
+    if config.annotations:
+        table = Table.of(source, config.annotations)
     labels = Labels(config.labels.file) if config.labels.file else None
     raw, said = Buckets(folder / "listed"), Buckets(folder / "said")
     files = count = 0

@@ -14,18 +14,32 @@ from tenfold.config import DataConfig
 from tenfold.data.changes import History
 from tenfold.data.listing import place
 from tenfold.data.manifest import Manifest, Quarantined, Shard, SplitShards
-from tenfold.data.pack import SIDES, Packed, Side, open_packed, too_many
+from tenfold.data.pack import SIDES, Packed, open_packed, too_many
 from tenfold.data.parquet import from_parquet
 from tenfold.data.plan import Plan
 from tenfold.data.shards import Sample, ShardIndex, ShardWriter, parse_index
-from tenfold.data.splits import Candidate, divide
+from tenfold.data.splits import Candidate, Side, divide
 from tenfold.errors import DataError
 from tenfold.storage import Span, Store
 
 _AT_ONCE = 16
-_COLUMNS = ["path", "size", "tag", "label", "split", "listed", "side", "content", "stored", "shard", "row", "reason"]
+_COLUMNS = [
+    "path",
+    "size",
+    "tag",
+    "label",
+    "split",
+    "listed",
+    "group",
+    "side",
+    "content",
+    "stored",
+    "shard",
+    "row",
+    "reason",
+]
 #: An image that was written again and has these as before is the same.
-_SAME = ("content", "side", "label", "split", "listed")
+_SAME = ("content", "side", "label", "split", "listed", "group")
 
 
 def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store) -> tuple[Manifest, History]:

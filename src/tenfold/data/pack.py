@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -24,19 +24,19 @@ from tenfold.data.parquet import as_parquet, from_parquet
 from tenfold.data.plan import Plan, read_rows
 from tenfold.data.shards import Sample, ShardWriter
 from tenfold.data.sources import Source
-from tenfold.data.splits import is_test
+from tenfold.data.splits import Side, side_of
 from tenfold.errors import BadImageError, DataError
 from tenfold.storage import Store
 
-Side = Literal["train", "test"]
+#: Sides that have shards.
 SIDES: tuple[Side, ...] = ("train", "test")
 #: What is known of an image that was packed, or could not be (``reason``). ``number`` is its place in the partition,
 #: ``shard`` the digest of its shard and ``row`` its place there.
 COLUMNS = pa.schema([
     ("number", pa.int64()), ("path", pa.string()), ("size", pa.int64()), ("tag", pa.string()), ("label", pa.string()),
-    ("split", pa.string()), ("listed", pa.bool_()), ("side", pa.string()), ("content", pa.string()),
-    ("stored", pa.string()), ("key", pa.string()), ("shard", pa.string()), ("row", pa.int64()),
-    ("width", pa.int32()), ("height", pa.int32()), ("look", pa.uint64()), ("reason", pa.string()),
+    ("split", pa.string()), ("listed", pa.bool_()), ("group", pa.string()), ("side", pa.string()),
+    ("content", pa.string()), ("stored", pa.string()), ("key", pa.string()), ("shard", pa.string()),
+    ("row", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("look", pa.uint64()), ("reason", pa.string()),
 ])  # fmt: skip
 
 
@@ -86,10 +86,13 @@ def pack(
     rows = list(enumerate(read_rows(store, partition)))
     left = [item for item in rows if item[0] not in done]
     bad: list[dict[str, Any]] = []
+    out: list[dict[str, Any]] = []
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
         checked = _bounded_map(pool, lambda item: check(*item), left)
         for count, found in enumerate(checked, start=len(done) + 1):
-            if found.sample is None:
+            if found.sample is None and found.facts.get("reason") is None:
+                out.append(found.facts)
+            elif found.sample is None:
                 bad.append(found.facts)
                 if len(bad) > plan.max_bad_fraction * plan.images:
                     raise too_many(len(bad), plan.images, plan.max_bad_fraction, bad)
@@ -97,7 +100,7 @@ def pack(
                 sides[found.facts["side"]].add(found)
             advance(count, len(rows))
     tables = [part.replace_schema_metadata(None) for side in sides.values() for part in side.close()]
-    table = pa.concat_tables([*tables, pa.Table.from_pylist(bad, COLUMNS)]).sort_by("number")
+    table = pa.concat_tables([*tables, pa.Table.from_pylist([*bad, *out], COLUMNS)]).sort_by("number")
     table = _with_shards(table, {side: made.shards for side, made in sides.items()})
     store.write(key, as_parquet(table))
     for made in sides.values():
@@ -128,12 +131,14 @@ def checking(plan: Plan, source: Source) -> Check:
         except BadImageError as error:
             return Checked({**facts, "reason": str(error)}, None)
         content = hashlib.sha256(data).hexdigest()
-        side: Side = "test" if is_test(row, content, plan.split, own_test=plan.own_test) else "train"
+        side = side_of(row, content, plan.split, own_test=plan.own_test)
         key = sample_key(row.path, content)
         height, width = image.pixels.shape[:2]
         stored = content if image.encoded is data else hashlib.sha256(image.encoded).hexdigest()
         facts |= {"side": side, "content": content, "stored": stored, "key": key, "width": width, "height": height,
                   "look": image.look}  # fmt: skip
+        if side == "out":
+            return Checked(facts, None)
         label = row.label if side == "test" else None
         return Checked(facts, Sample(key, image.extension, image.encoded, row.path, label))
 

@@ -28,7 +28,7 @@ from tenfold.storage import Store
 
 _COLUMNS = pa.schema([
     ("path", pa.string()), ("size", pa.int64()), ("tag", pa.string()), ("label", pa.string()), ("split", pa.string()),
-    ("listed", pa.bool_()),
+    ("listed", pa.bool_()), ("group", pa.string()),
 ])  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,9 @@ from tenfold.config import DataConfig, LabelsConfig, SplitConfig
 from tenfold.data.annotations import Row
 from tenfold.errors import DataError
 
+#: ``out``: neither trained nor tested on.
+Side = Literal["train", "test", "out"]
+
 
 def draw(*parts: object) -> float:
     """Return a number in [0, 1) that is a hash of ``parts``."""
@@ -26,11 +29,12 @@ def draw(*parts: object) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def is_test(row: Row, content: str, config: SplitConfig, *, own_test: bool) -> bool:
-    """Tell whether an image is for testing.
+def side_of(row: Row, content: str, config: SplitConfig, *, own_test: bool) -> Side:
+    """Tell whether an image is for training or for testing, or for neither.
 
-    One that the source puts nowhere is, with probability ``test_fraction``, if it has a label, if no list says that it
-    keeps it, and if the source has no test images of its own.
+    One that the source puts nowhere is for testing with probability ``test_fraction``, if it has a label, if no list
+    says that it keeps it, and if the source has no test images of its own. The images of a group are drawn together;
+    those of a test group that have no label are left out, since they must not be trained on.
 
     Args:
         row: the image.
@@ -38,9 +42,13 @@ def is_test(row: Row, content: str, config: SplitConfig, *, own_test: bool) -> b
         config: share and seed.
         own_test: the source has test images of its own.
     """
-    if row.split or own_test or row.label is None or row.listed:
-        return row.split == "test"
-    return draw("test", config.seed, content) < config.test_fraction
+    if row.split or own_test or row.listed:
+        test = row.split == "test"
+        return "out" if test and row.label is None and row.group is not None else "test" if test else "train"
+    if row.label is None and row.group is None:
+        return "train"
+    drawn = draw("test", config.seed, content if row.group is None else f"group {row.group}") < config.test_fraction
+    return "train" if not drawn else "test" if row.label is not None else "out"
 
 
 class Candidate(NamedTuple):
@@ -105,11 +113,12 @@ def divide(images: pa.Table, config: DataConfig) -> Division:
     """
     train, drawn = (images.filter(pc.equal(images["side"], side)) for side in ("train", "test"))
     test, dropped, leaks = _apart(train, drawn)
+    leaks += _shared_groups(train, test)
     if leaks and not config.allow_leaks:
         shown = "\n".join(f"  {one} = {other}" for one, other in leaks[:10])
         raise DataError(
-            f"{len(leaks)} test images are also training images, byte by byte; remove one of each pair, or set "
-            f"data.allow_leaks=true:\n{shown}"
+            f"{len(leaks)} test images are also training images, byte by byte, or of a group that is; remove one of "
+            f"each pair, or set data.allow_leaks=true:\n{shown}"
         )
     labelled = choose_labelled(_candidates(train, listed=config.labels.file is not None), config.labels)
     classes = sorted({candidate.label for candidate in labelled})
@@ -141,6 +150,12 @@ def _apart(train: pa.Table, test: pa.Table) -> tuple[pa.Table, dict[str, list[in
             dropped.setdefault(copy["shard"], []).append(copy["row"])
     drawn = pc.is_null(test["split"])
     return test.filter(pc.invert(pc.and_(both, drawn))), {k: sorted(v) for k, v in dropped.items()}, sorted(leaks)
+
+
+def _shared_groups(train: pa.Table, test: pa.Table) -> list[tuple[str, str]]:
+    """Return a pair of images of each group that the source has on both sides."""
+    sides = [dict(zip(t["group"].to_pylist(), t["path"].to_pylist(), strict=True)) for t in (train, test)]
+    return sorted((sides[0][group], sides[1][group]) for group in {*sides[0]} & {*sides[1]} - {None})
 
 
 def _candidates(train: pa.Table, *, listed: bool) -> list[Candidate]:
