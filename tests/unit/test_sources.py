@@ -312,11 +312,8 @@ def test_a_parquet_column_of_lists_is_refused(tmp_path: Path) -> None:
 def test_a_table_of_addresses_is_a_source(tmp_path: Path) -> None:
     place(tmp_path, ["one/1.jpg", "two/deep/2.jpg", "three.jpg"])
     (tmp_path / "two" / "deep" / "2.jpg").write_bytes(b"second")
-    rows = [
-        ("one/1.jpg", "cat"),
-        ((tmp_path / "two" / "deep").as_uri() + "/2.jpg", "dog"),
-        (str(tmp_path / "three.jpg"), ""),
-    ]
+    far = (tmp_path / "two" / "deep").as_uri() + "/2.jpg"
+    rows = [("one/1.jpg", "cat"), (far, "dog"), (str(tmp_path / "three.jpg"), "")]
     (tmp_path / "images.csv").write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows))
     uri = str(tmp_path / "images.csv")
     assert {(row.path, row.label) for row in annotated(uri)} == {(path, label or None) for path, label in rows}

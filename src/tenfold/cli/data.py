@@ -85,6 +85,22 @@ def compact_dataset(uri: Uri) -> None:
     print(compact(open_dataset(uri), environment.threads, advance).uri)
 
 
+@data_app.command("audit-labels")
+def audit(
+    uri: Uri,
+    encoder: Annotated[Path, typer.Option(help="Folder of a pretrained encoder or a classifier.")],
+    top: Annotated[int, typer.Option(min=1, help="How many to show.")] = 20,
+) -> None:
+    """List the labels that are likely wrong, by what the other labelled images say of each."""
+    from tenfold.data.manifest import open_dataset
+    from tenfold.evaluation.audit import audit_labels
+
+    found = audit_labels(open_dataset(uri), encoder, Environment.read().home / "cache")
+    print(f"{count(len(found), 'label')} that the nearest labelled images contradict")
+    for doubt in found[:top]:
+        print(f"{doubt.margin:.2f}\t{doubt.path}\t{doubt.label}\tperhaps {doubt.suggestion}")
+
+
 def collect_garbage(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and remove nothing.")] = False,
     store: Annotated[str | None, typer.Option(help="Address of the store; default: this machine's.")] = None,

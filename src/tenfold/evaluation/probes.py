@@ -67,13 +67,17 @@ def nearest_neighbours(features: Floats, labels: Ints, queries: Floats, classes:
     return _vote(unit_length(queries) @ unit_length(features).T, labels, classes, neighbours)
 
 
-def leave_one_out_accuracy(features: Floats, labels: Ints, neighbours: int) -> float:
-    """Return the share of features whose class the others tell by :func:`nearest_neighbours`."""
+def leave_one_out(features: Floats, labels: Ints, neighbours: int) -> Floats:
+    """Return what the others say of each feature by :func:`nearest_neighbours`: probabilities (N, classes)."""
     unit = unit_length(features)
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -np.inf)
-    votes = _vote(cosines, labels, int(labels.max()) + 1, min(neighbours, len(labels) - 1))
-    return float((votes.argmax(1) == labels).mean())
+    return _vote(cosines, labels, int(labels.max()) + 1, min(neighbours, len(labels) - 1))
+
+
+def leave_one_out_accuracy(features: Floats, labels: Ints, neighbours: int) -> float:
+    """Return the share of features whose class the others tell."""
+    return float((leave_one_out(features, labels, neighbours).argmax(1) == labels).mean())
 
 
 def _vote(cosines: Floats, labels: Ints, classes: int, neighbours: int) -> Floats:
