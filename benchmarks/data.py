@@ -1,0 +1,339 @@
+"""The data plane side by side with its peers: packing, views, reading back, growing, listing.
+
+Each comparison runs its sides in turn, in processes of their own on the same machine, images and number of threads or
+workers, several times over; the ratio is the median of the paired ratios. The peers are webdataset's ShardWriter (with
+the same check decode of every image, in one process) and lightly's SimCLRTransform in a DataLoader. Install them with
+``pip install -e .[bench]``.
+
+Views are those of the presets: SimCLR's of ImageNet (``simclr-r50-1x-100pct``) at 224 pixels and of ``cifar10-cpu`` at
+32; lightly gets the same strengths and probabilities. The limit is what decoding those JPEGs once, and nothing else,
+would allow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import RESULTS, current_commit, write_result
+
+REPEATS, SECONDS = 5, 6.0
+THREADS = 2
+
+
+def unpack(archive: Path, folder: Path, limit: int | None = None) -> Path:
+    """Unpack an archive's images once; ``limit`` takes the first of them in the archive's order."""
+    if not folder.is_dir():
+        aside = folder.with_suffix(".part")
+        with tarfile.open(archive) as tar:
+            members = [member for member in tar if member.isfile() and "test/" not in member.name]
+            tar.extractall(aside, members=members[:limit], filter="data")
+        aside.rename(folder)
+    return folder
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return the images below ``folder`` in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
+
+
+# --- one measurement each, run in a process of its own ---------------------------------------------------
+
+
+def rate(step: Callable[[], int]) -> float:
+    """Return units a second of ``step``, after a warm-up, over some seconds."""
+    step()
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        done += step()
+    return done / (time.perf_counter() - start)
+
+
+def reader_of(folder: Path) -> Any:
+    """Shard a folder into a temporary store and open its training split."""
+    from tenfold.config import DataConfig
+    from tenfold.data.build import build_dataset
+    from tenfold.data.reader import SplitReader
+    from tenfold.data.sources import open_source
+    from tenfold.storage import FileStore
+
+    store = FileStore(Path(tempfile.mkdtemp()) / "store")
+    table = io.StringIO()
+    table.write("path,label,split\n")
+    for number, path in enumerate(files_of(folder)):
+        table.write(f"{path},{number % 2},{'test' if number < 2 else 'train'}\n")
+    images = Path(tempfile.mkdtemp()) / "images.csv"
+    images.write_text(table.getvalue())
+    dataset, _ = build_dataset(open_source(str(images)), DataConfig(source=str(images)), store)
+    return SplitReader(dataset, "unlabelled")
+
+
+def contrastive(preset: str) -> Any:
+    """Return a preset's contrastive view."""
+    from tenfold.augment.spec import resolve_specs
+    from tenfold.config import load_config
+
+    return resolve_specs(load_config(preset, assignments=["data.source=digits"]).augment).contrastive
+
+
+def views_ours(folder: Path, preset: str, batch: int) -> float:
+    """Return images a second of which we make two views."""
+    import torch
+
+    from tenfold.augment.stream import ViewStream
+
+    spec, reader = contrastive(preset), reader_of(folder)
+    stream = ViewStream(reader, [spec, spec], min(batch, len(reader)), 0, torch.device("cpu"), THREADS)
+    return rate(lambda: len(next(stream).numbers))
+
+
+def views_lightly(folder: Path, preset: str, batch: int) -> float:
+    """Return images a second of which lightly makes two views."""
+    from lightly.transforms import SimCLRTransform
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    view = contrastive(preset).view
+    jitter, blur = view.jitter, view.blur
+    transform = SimCLRTransform(
+        input_size=contrastive(preset).image_size, cj_prob=jitter.probability, cj_strength=1.0,
+        cj_bright=jitter.brightness, cj_contrast=jitter.contrast, cj_sat=jitter.saturation, cj_hue=jitter.hue,
+        min_scale=view.crop.area[0], random_gray_scale=view.grayscale,
+        gaussian_blur=blur.probability if blur else 0.0, sigmas=blur.sigma if blur else (0.1, 2.0),
+        hf_prob=view.flip, normalize=None,
+    )  # fmt: skip
+    files = files_of(folder)
+
+    class Images(Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 10**9
+
+        def __getitem__(self, number: int) -> Any:
+            return transform(Image.open(files[number % len(files)]).convert("RGB"))
+
+    loader = iter(DataLoader(Images(), batch_size=min(batch, len(files)), num_workers=THREADS))
+    return rate(lambda: len(next(loader)[0]))
+
+
+def decode_only(folder: Path, preset: str, batch: int) -> float:
+    """Return images a second that DALI decodes and does nothing else with."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    reader = reader_of(folder)
+    count = len(reader)
+
+    @pipeline_def
+    def graph() -> Any:
+        data = fn.external_source(
+            source=lambda info: reader.image(info.idx_in_epoch % count), batch=False, dtype=types.UINT8
+        )
+        return fn.decoders.image(data, device="cpu", output_type=types.RGB)
+
+    size = min(batch, count)
+    pipe = graph(batch_size=size, num_threads=THREADS, device_id=None, prefetch_queue_depth=2)
+    pipe.build()
+
+    def step() -> int:
+        pipe.run()
+        return size
+
+    return rate(step)
+
+
+def pack_ours(folder: Path) -> float:
+    """Return images a second that we list, check, pack and publish."""
+    from tenfold.config import DataConfig
+    from tenfold.data.build import build_dataset
+    from tenfold.data.sources import open_source
+    from tenfold.storage import FileStore
+
+    files = files_of(folder)
+    with tempfile.TemporaryDirectory() as place:
+        start = time.perf_counter()
+        build_dataset(open_source(str(folder)), DataConfig(source=str(folder)), FileStore(Path(place)), threads=THREADS)
+        return len(files) / (time.perf_counter() - start)
+
+
+def pack_webdataset(folder: Path) -> float:
+    """Return images a second that webdataset's ShardWriter packs, each decoded once before."""
+    import webdataset
+    from PIL import Image
+
+    files = files_of(folder)
+    with tempfile.TemporaryDirectory() as place:
+        start = time.perf_counter()
+        with webdataset.ShardWriter(f"{place}/%06d.tar", maxcount=4096, verbose=0) as writer:
+            for number, path in enumerate(files):
+                data = path.read_bytes()
+                Image.open(io.BytesIO(data)).convert("RGB")
+                writer.write({"__key__": f"{number:09d}", "jpg": data, "json": {"path": str(path)}})
+        return len(files) / (time.perf_counter() - start)
+
+
+def read_back(folder: Path, *, verified: bool) -> float:
+    """Return images a second that are read from shards, from opening them on."""
+    from tenfold.data import cache
+    from tenfold.data.manifest import open_dataset
+    from tenfold.data.reader import SplitReader
+
+    built = reader_of(folder)
+    uri, expected = built._dataset.uri, {}
+    for shard in built.shards:
+        expected[f"{shard.sha256}.tar"], expected[f"{shard.sha256}.idx"] = shard.sha256, shard.index_sha256
+    if not verified:
+        cache.digest_of = lambda path: expected[path.name]
+
+    def step() -> int:
+        reader = SplitReader(open_dataset(uri), "unlabelled")
+        return sum(len(reader.image(number).tobytes()) > 0 for number in range(len(reader)))
+
+    return rate(step)
+
+
+def grow(folder: Path) -> dict[str, float]:
+    """Return the seconds of sharding a folder without 1,000 of its images, all of it from scratch, and those alone."""
+    from tenfold.config import DataConfig
+    from tenfold.data.build import build_dataset
+    from tenfold.data.sources import StoreSource, open_source
+    from tenfold.storage import Entry, FileStore
+
+    names = sorted(path.relative_to(folder).as_posix() for path in files_of(folder))
+    later = set(names[:: len(names) // 1000][:1000])
+
+    class Before(StoreSource):
+        def list(self) -> Iterator[Entry]:
+            return (entry for entry in super().list() if entry.key not in later)
+
+    config = DataConfig(source=str(folder))
+    took = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name, source, store in (
+            ("most", Before(FileStore(folder)), "a"), ("new", open_source(str(folder)), "a"),
+            ("all", open_source(str(folder)), "b"),
+        ):  # fmt: skip
+            start = time.perf_counter()
+            build_dataset(source, config, FileStore(Path(place) / store), threads=THREADS)
+            took[name] = time.perf_counter() - start
+    return took
+
+
+def list_many(count: int) -> dict[str, float]:
+    """Return seconds and peak memory (MiB) of listing and planning ``count`` made-up keys."""
+    from tenfold.config import DataConfig
+    from tenfold.data.listing import list_images
+    from tenfold.data.plan import make_plan
+    from tenfold.storage import Entry, FileStore
+
+    class Made:
+        uri = "made://up"
+
+        def list(self) -> Iterator[Entry]:
+            for number in range(count):
+                yield Entry(
+                    f"train/class{number % 1000:03d}/image-{number:09d}.jpg", 100_000 + number % 999, f"{number:x}"
+                )
+
+        def read(self, path: str) -> bytes:
+            raise AssertionError(path)
+
+        def lines(self) -> None:
+            return
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        listing = list_images(Made(), DataConfig(), Path(place) / "listing")
+        plan = make_plan(listing, DataConfig(), FileStore(Path(place) / "store"), Made.uri)
+    assert sum(partition.images for partition in plan.partitions) == count
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": time.perf_counter() - start, "peak_mib": peak, "before_mib": before}
+
+
+# --- the comparisons -------------------------------------------------------------------------------------
+
+
+def measure(*arguments: str) -> Any:
+    """Run one measurement in a process of its own."""
+    command = [sys.executable, __file__, "--one", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def paired(ours: tuple[str, ...], theirs: tuple[str, ...], repeats: int) -> dict[str, Any]:
+    """Measure two things in turn; return both and the median of the ratios."""
+    one, other = [], []
+    for turn in range(repeats):
+        sides = [(one, ours), (other, theirs)]
+        for kept, arguments in sides if turn % 2 else sides[::-1]:
+            kept.append(measure(*arguments))
+    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    return {"ours": one, "theirs": other, "ratios": ratios, "ratio": float(np.median(ratios))}
+
+
+def run_one(what: str, arguments: list[str]) -> Any:
+    """Run the measurement that ``--one`` names."""
+    if what == "list_many":
+        return list_many(int(arguments[0]))
+    folder = Path(arguments[0])
+    if what in {"views_ours", "views_lightly", "decode_only"}:
+        return globals()[what](folder, arguments[1], int(arguments[2]))
+    if what in {"verified", "unverified"}:
+        return read_back(folder, verified=what == "verified")
+    return {"pack_ours": pack_ours, "pack_webdataset": pack_webdataset, "grow": grow}[what](folder)
+
+
+def main() -> None:
+    """Measure everything and write results/data.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photographs", type=Path, nargs="?", help="tar of photographs of about 500 pixels (JPEG)")
+    parser.add_argument("cifar10", type=Path, nargs="?", help="tar of CIFAR-10 as JPEG")
+    parser.add_argument("--home", type=Path, default=Path(".tenfold/bench-data"))
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--keys", type=int, default=10_000_000)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(run_one(options.one[0], options.one[1:])))
+        return
+    commit, home = current_commit(), options.home.absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    photographs = str(unpack(options.photographs, home / "photographs"))
+    cifar = str(unpack(options.cifar10, home / "cifar10"))
+    some = str(unpack(options.cifar10, home / "cifar10-some", 10_000))
+    result: dict[str, Any] = {}
+
+    def note(name: str, found: dict[str, Any]) -> None:
+        result[name] = found
+        print(name, {key: value for key, value in found.items() if not isinstance(value, list)}, flush=True)
+
+    for name, place, preset, batch in (
+        ("224", photographs, "simclr-r50-1x-100pct", "64"), ("32", some, "cifar10-cpu", "256"),
+    ):  # fmt: skip
+        sides = (("views_ours", place, preset, batch), ("views_lightly", place, preset, batch))
+        note(f"views_{name}", paired(*sides, options.repeats))
+        note(f"limit_{name}", paired(sides[0], ("decode_only", place, preset, batch), options.repeats))
+    note("packing_photographs", paired(("pack_ours", photographs), ("pack_webdataset", photographs), options.repeats))
+    note("packing_cifar10", paired(("pack_ours", some), ("pack_webdataset", some), options.repeats))
+    note("reading", paired(("verified", some), ("unverified", some), options.repeats))
+    grown = measure("grow", cifar)
+    note("growing", {**grown, "share": grown["new"] / grown["all"]})
+    note("listing", {"keys": options.keys, **measure("list_many", str(options.keys))})
+    path = write_result("data", {"what": __doc__, "threads": THREADS, "repeats": options.repeats, **result}, commit)
+    print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+
+
+if __name__ == "__main__":
+    main()
