@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from tenfold.data.cache import ShardCache
 from tenfold.data.listing import place
 from tenfold.data.manifest import SPLITS, Dataset
-from tenfold.data.reader import Order, SplitReader
+from tenfold.data.reader import Order, RankOrder, SplitReader
 from tenfold.errors import DataError
+from tenfold.storage import FileStore
 
 # --- samples -------------------------------------------------------------------------------------------
 
@@ -101,3 +108,117 @@ def test_without_shuffling_images_come_as_they_lie_and_none_is_cut() -> None:
 def test_no_image_at_all_is_an_error() -> None:
     with pytest.raises(DataError, match="there is no image to train on"):
         Order(0, 4, seed=0)
+
+
+# --- many shards, many ranks ------------------------------------------------------------------------------
+
+
+def test_a_set_of_many_shards_is_walked_in_groups_of_them() -> None:
+    sizes = [7, 3, 9, 5, 8, 6, 4, 10]
+    order = Order(sizes, 4, seed=1, window=3)
+    starts = np.cumsum([0, *sizes])
+    met = [int(np.searchsorted(starts, number, side="right")) - 1 for number in epoch(order, 0)]
+    assert sorted(epoch(order, 0)) == list(range(52))
+    runs = [set(met[at:until]) for at, until in zip(order._bounds[:-1], order._bounds[1:], strict=True)]
+    assert sorted(len(run) for run in runs) == [2, 3, 3]
+    assert set.union(*runs) == set(range(8))
+    assert epoch(order, 0) != epoch(order, 1)
+    assert [order[p] for p in (51, 0, 120, 51)] == [Order(sizes, 4, seed=1, window=3)[p] for p in (51, 0, 120, 51)]
+
+
+def test_the_shards_of_a_group_and_of_the_next_one_are_told_before_they_are_needed() -> None:
+    told: list[list[int]] = []
+    order = Order([5] * 10, 5, seed=0, window=4, soon=lambda shards: told.append(list(shards)))
+    epoch(order, 0)
+    assert [len(shards) for shards in told] == [8, 6, 2]
+    assert sorted({shard for shards in told for shard in shards}) == list(range(10))
+
+
+@pytest.mark.parametrize("window", [64, 2])
+@pytest.mark.parametrize("count", [96, 101])
+def test_the_order_of_all_ranks_together_is_the_same_for_any_number_of_them(count: int, window: int) -> None:
+    sizes = [count // 4] * 3 + [count - 3 * (count // 4)]
+    orders = {}
+    for ranks in (1, 2, 4):
+        share = 16 // ranks
+        own = [RankOrder(Order(sizes, 16, seed=5, window=window), share, rank, ranks) for rank in range(ranks)]
+        batches = 2 * (count // 16)
+        orders[ranks] = [
+            own[rank][batch * share + k] for batch in range(batches) for rank in range(ranks) for k in range(share)
+        ]
+    assert orders[1] == orders[2] == orders[4]
+    one = orders[1][: count // 16 * 16]
+    assert len(set(one)) == len(one), "each sample once"
+    assert one != sorted(one)
+
+
+def test_rows_that_the_manifest_drops_are_not_there(digits: Dataset) -> None:
+    whole = SplitReader(digits, "unlabelled")
+    split = digits.manifest.splits["unlabelled"]
+    shards = [s.model_copy(update={"dropped": [0, 3]}) if n == 1 else s for n, s in enumerate(split.shards)]
+    splits = {**digits.manifest.splits, "unlabelled": split.model_copy(update={"shards": shards})}
+    reader = SplitReader(replace(digits, manifest=digits.manifest.model_copy(update={"splits": splits})), "unlabelled")
+    first = split.shards[0].count
+    assert reader.keys == [key for number, key in enumerate(whole.keys) if number not in {first, first + 3}]
+
+
+# --- the cache --------------------------------------------------------------------------------------------
+
+
+class Afar(FileStore):
+    """A folder that pretends to be far away: fetching copies, and counts."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.uri, self.fetched = f"afar://{root}", list[str]()
+
+    def fetch(self, key: str, folder: Path) -> Path:
+        self.fetched.append(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / key.replace("/", "_")
+        path.write_bytes(self.read(key))
+        return path
+
+
+def afar(digits: Dataset) -> Dataset:
+    assert isinstance(digits.store, FileStore)
+    return replace(digits, store=Afar(digits.store.root))
+
+
+def test_a_cache_keeps_shards_for_later_readers_and_mends_damaged_ones(digits: Dataset, tmp_path: Path) -> None:
+    far = afar(digits)
+    first = SplitReader(far, "unlabelled", tmp_path)
+    fetched = len(far.store.fetched)  # type: ignore[attr-defined]
+    assert fetched == 2 * len(first.shards)
+    SplitReader(far, "unlabelled", tmp_path)
+    assert len(far.store.fetched) == fetched  # type: ignore[attr-defined]
+    path = tmp_path / f"{first.shards[0].sha256}.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    again = SplitReader(far, "unlabelled", tmp_path)
+    assert len(far.store.fetched) == fetched + 1  # type: ignore[attr-defined]
+    assert again.image(0).tobytes() == first.image(0).tobytes()
+
+
+def test_a_cache_stays_below_its_limit_and_removes_the_least_recently_used(digits: Dataset, tmp_path: Path) -> None:
+    shards = digits.manifest.splits["unlabelled"].shards
+    far = afar(digits)
+    cache = ShardCache(tmp_path, int(1.5 * shards[0].size))
+    for shard in shards[:2]:
+        cache.fetch(far.store, shard, "tar")
+    assert {path.name for path in tmp_path.glob("*.tar")} == {f"{shards[1].sha256}.tar"}
+    cache = ShardCache(tmp_path, sum(shard.size for shard in shards[:2]))
+    cache.fetch(far.store, shards[0], "tar")
+    os.utime(tmp_path / f"{shards[1].sha256}.tar", (1, 1))
+    os.utime(tmp_path / f"{shards[0].sha256}.tar", (2, 2))
+    cache.fetch(far.store, shards[1], "tar")  # used again: now the newest
+    cache.fetch(far.store, shards[2], "tar")
+    assert {path.name for path in tmp_path.glob("*.tar")} >= {f"{shards[1].sha256}.tar", f"{shards[2].sha256}.tar"}
+    assert not (tmp_path / f"{shards[0].sha256}.tar").exists()
+
+
+def test_processes_that_want_a_shard_at_once_fetch_it_once(digits: Dataset, tmp_path: Path) -> None:
+    far, shard = afar(digits), digits.manifest.splits["unlabelled"].shards[0]
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: ShardCache(tmp_path, 10**9).fetch(far.store, shard, "tar"), range(8)))
+    assert len(found) == 1
+    assert len(far.store.fetched) == 1  # type: ignore[attr-defined]
