@@ -62,9 +62,9 @@ def plan(config: DataConfig, environment: Environment, reporter: Reporter) -> li
         listing = list_images(source, config, Path(folder) / "listing")
         made = make_plan(listing, config, store, source.uri)
     new = sum(partition.images for partition in made.partitions)
-    if made.changes is not None:
-        told = f"{count(new, 'new or changed image')}, {count(made.changes.removed, 'removed one')}"
-        reporter.note(f"{listing.count:,} images, of which all but these are sharded: {told}")
+    if made.changes is not None and (new or made.changes.removed):
+        removed = count(made.changes.removed, "removed image")
+        reporter.note(f"{count(new, 'new or changed image')} and {removed} since the last sharding")
     name = publish_plan(store, made)
     return [f"{name}/{number}" for number in range(len(made.partitions))]
 

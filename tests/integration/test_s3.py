@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tenfold.components.shard import stage
 from tenfold.config import DataConfig
-from tenfold.data.build import build_dataset
+from tenfold.data.build import build_dataset, finish
 from tenfold.data.manifest import Dataset, open_dataset
+from tenfold.data.pack import open_packed
+from tenfold.data.plan import open_plan
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import open_source
+from tenfold.environment import Environment
 from tenfold.errors import ConflictError, DataError, StorageError
+from tenfold.progress import Reporter
 from tenfold.storage import S3Store, open_store
 
 # --- the store -----------------------------------------------------------------------------------------
@@ -282,7 +288,8 @@ def pictures() -> dict[str, bytes]:
     return found
 
 
-CONFIG: dict[str, Any] = {"labels": {"per_class": 2}, "split": {"test_fraction": 0.3}, "shard_images": 8}
+CONFIG: dict[str, Any] = {"labels": {"per_class": 2}, "split": {"test_fraction": 0.3}, "shard_images": 8,
+                          "partition_images": 4}  # fmt: skip
 
 
 @pytest.fixture
@@ -295,14 +302,43 @@ def on_s3(s3: str) -> Dataset:
     return build_dataset(open_source(store.uri), config, open_store(f"{s3}/store"))[0]
 
 
-def test_a_folder_and_s3_give_the_same_data_set(on_s3: Dataset, tmp_path: Path) -> None:
+def shard(config: DataConfig, store: str, packers: int) -> Dataset:
+    """Shard by the stage's own tasks, ``packers`` partitions at once."""
+    environment = replace(Environment.read(), store=store)
+    reporter = Reporter("shard")
+    partitions = stage.plan(config, environment, reporter)
+    with ThreadPoolExecutor(packers) as pool:
+        packed = list(pool.map(lambda each: stage.pack(config, each, environment, reporter), partitions))
+    opened = open_store(store)
+    plan = open_plan(opened, partitions[0].partition("/")[0])
+    assert len(partitions) == len(plan.partitions) > 3
+    known = [open_packed(opened, table) for table in packed]
+    return finish(plan, known, config, opened, open_source(config.source).uri)
+
+
+@pytest.mark.parametrize("packers", [1, 4])
+def test_a_folder_and_s3_give_the_same_data_set_by_one_and_by_four_packers(
+    on_s3: Dataset, s3: str, tmp_path: Path, packers: int
+) -> None:
     for key, data in pictures().items():
         (tmp_path / "images" / key).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / key).write_bytes(data)
-    config = DataConfig.model_validate({**CONFIG, "source": str(tmp_path / "images")})
-    local, _ = build_dataset(open_source(config.source), config, open_store(str(tmp_path / "store")))
-    assert local.digest == on_s3.digest
-    assert [q.path for q in local.manifest.quarantined] == ["B/bad.png"]
+    for source, store in ((str(tmp_path / "images"), str(tmp_path / "store")), (f"{s3}/images", f"{s3}/other")):
+        config = DataConfig.model_validate({**CONFIG, "source": source})
+        for _ in range(2):
+            dataset = shard(config, store, packers)
+            assert dataset.digest == on_s3.digest
+        assert [q.path for q in dataset.manifest.quarantined] == ["B/bad.png"]
+
+
+def test_four_packers_of_the_same_partition_at_once_are_all_right(on_s3: Dataset, s3: str) -> None:
+    config = DataConfig.model_validate({**CONFIG, "source": f"{s3}/images"})
+    environment = replace(Environment.read(), store=f"{s3}/race")
+    partitions = stage.plan(config, environment, Reporter("shard"))
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: stage.pack(config, partitions[0], environment, Reporter("shard")), range(4)))
+    assert len(found) == 1
+    assert open_packed(open_store(f"{s3}/race"), found.pop()).shards["train"]
 
 
 def test_an_unchanged_prefix_is_not_read_again(on_s3: Dataset, s3: str) -> None:
@@ -333,13 +369,14 @@ def test_a_damaged_shard_on_s3_is_refused_by_name_and_not_kept(on_s3: Dataset, t
 
 
 @pytest.mark.parametrize("damaged", [b"", b"half a shard"])
-def test_a_copy_damaged_in_the_cache_is_fetched_again(on_s3: Dataset, tmp_path: Path, damaged: bytes) -> None:
+def test_a_copy_damaged_in_the_cache_is_fetched_again(on_s3: Dataset, tmp_path: Path) -> None:
     SplitReader(on_s3, "test", tmp_path / "cache")
-    for path in (tmp_path / "cache").iterdir():
-        path.unlink()
-        path.write_bytes(damaged)
-    reader = SplitReader(on_s3, "test", tmp_path / "cache")
-    assert reader.image(0)[:4].tobytes() == b"\x89PNG"
+    for damaged in (b"", b"half a shard"):
+        for path in (tmp_path / "cache").glob("*.*"):
+            if path.is_file() and not path.name.startswith("."):
+                path.write_bytes(damaged)
+        reader = SplitReader(on_s3, "test", tmp_path / "cache")
+        assert reader.image(0)[:4].tobytes() == b"\x89PNG"
 
 
 def test_a_client_is_made_at_first_use_alone() -> None:
