@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tenfold.config import DataConfig
 from tenfold.data.build import finish, recorded
+from tenfold.data.inspect import inspect
 from tenfold.data.listing import list_images
 from tenfold.data.pack import checking, open_packed
 from tenfold.data.pack import pack as pack_images
@@ -101,7 +102,17 @@ def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> str
     work.tracker.tags({"tenfold.dataset": dataset.uri})
     if manifest.quarantined:
         work.reporter.warn(f"{count(len(manifest.quarantined), 'image')} quarantined; the report lists them")
-    summary = {"dataset": dataset.uri, "classes": manifest.classes, "counts": counts,
+    facts = inspect(dataset)
+    equal, alike = facts["equal_training_images"], facts["alike_in_train_and_test"]
+    work.tracker.metrics({"equal_training_images": equal, "alike_in_train_and_test": len(alike)})
+    if alike:
+        first = f"{alike[0]['train']} and {alike[0]['test']}"
+        work.reporter.warn(
+            f"{count(len(alike), 'test image')} may be seen in training, in another size or compression ({first} look "
+            f"alike); tenfold data inspect {dataset.uri} lists them"
+        )
+    summary = {"dataset": dataset.uri, "classes": manifest.classes, "counts": counts, "equal_training_images": equal,
+               "alike_in_train_and_test": alike[:1000],
                "quarantined": [q.model_dump() for q in manifest.quarantined]}  # fmt: skip
     outputs.summary.write_text(json.dumps(summary, indent=1))
     work.tracker.artifact(outputs.summary)
