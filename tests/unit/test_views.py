@@ -128,6 +128,29 @@ def test_numbers_tell_which_images_the_views_show(reader: SplitReader, backend: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_share_each_global_batch_in_one_order_and_go_on_from_their_states(
+    coloured: SplitReader, backend: str, ranks: int
+) -> None:
+    view = random_spec(backend, FULL if backend == "torchvision" else PLAIN)
+
+    def opened(rank: int, of: int, state: Any = None) -> ViewStream:
+        return ViewStream(coloured, [view], 8 // of, 3, CPU, 1, state, part=(rank, of))
+
+    whole, parts = opened(0, 1), [opened(rank, ranks) for rank in range(ranks)]
+    met: list[int] = []
+    for turn in range(4):
+        one, several = next(whole), [next(part) for part in parts]
+        assert one.numbers.tolist() == [number for batch in several for number in batch.numbers.tolist()]
+        assert torch.equal(one.views[0], torch.cat([batch.views[0] for batch in several]))
+        met += one.numbers.tolist()
+        if turn == 1:
+            parts = [opened(rank, ranks, part.state()) for rank, part in enumerate(parts)]
+    length = len(coloured) // 8 * 8
+    assert len(set(met[:length])) == length
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_stream_goes_on_bit_for_bit_from_its_state(reader: SplitReader, backend: str) -> None:
     specs = [random_spec(backend, FULL), random_spec(backend, FULL)]
     straight = open_stream(reader, specs)

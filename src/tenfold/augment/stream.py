@@ -108,7 +108,7 @@ def one_pass(
 ) -> Iterator[Batch]:
     """Yield every image of the split once, in its own order; the last batch may be smaller."""
     batch_size = min(batch_size, len(reader))
-    stream = ViewStream(reader, specs, batch_size, seed, device, threads, shuffle=False)
+    stream = ViewStream(reader, specs, batch_size, seed, device, threads, shuffle=False, part=(0, 1))
     for start in range(0, len(reader), batch_size):
         batch = next(stream)
         kept = min(batch_size, len(reader) - start)
