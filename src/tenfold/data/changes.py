@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -72,16 +72,18 @@ class Changes(_Document):
     removed: int
 
 
-def compare(listing: Listing, history: History, store: Store) -> tuple[Changes, list[Row]]:
+def compare(listing: Listing, history: History, store: Store, new: Callable[[Row], object]) -> Changes:
     """Compare a listing with what a data set was made of.
 
-    Returns:
-        What changed, and the rows to pack: new images and changed ones, in order.
+    Args:
+        listing: what is there now.
+        history: of the data set.
+        store: has its tables.
+        new: called with each image to pack, new or changed, in order.
     """
     gone = {shard: set(rows) for shard, rows in history.gone.items()}
     forgotten = {table: set(paths) for table, paths in history.forgotten.items()}
     replaced: dict[str, Replaced] = {}
-    new: list[Row] = []
     removed = 0
     for row, known in _side_by_side(listing.rows(), known_images(history, store, _COLUMNS)):
         if row is None:
@@ -90,7 +92,7 @@ def compare(listing: Listing, history: History, store: Store) -> tuple[Changes, 
         elif known is not None and row == Row(*(known[name] for name in Row._fields)):
             continue
         else:
-            new.append(row)
+            new(row)
         if known is not None and known["shard"] is None:
             forgotten.setdefault(known["table"], set()).add(known["path"])
         elif known is not None and row is None:
@@ -101,7 +103,7 @@ def compare(listing: Listing, history: History, store: Store) -> tuple[Changes, 
         "gone": {shard: sorted(rows) for shard, rows in sorted(gone.items())},
         "forgotten": {table: sorted(paths) for table, paths in sorted(forgotten.items())},
     }
-    return Changes(history=history.model_copy(update=kept), replaced=replaced, removed=removed), new
+    return Changes(history=history.model_copy(update=kept), replaced=replaced, removed=removed)
 
 
 def _side_by_side(

@@ -62,7 +62,8 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
     fresh = [each.table for each in packed]
     images = {key: from_parquet(store, key, _COLUMNS) for tables in [*before.generations, fresh] for key in tables}
     history = _replace(before, plan, [images[key] for key in fresh])
-    history = history.model_copy(update={"generations": [*before.generations, fresh]})
+    full = [key for key in fresh if len(images[key])]
+    history = history.model_copy(update={"generations": [*before.generations, *([full] if full else [])]})
     left = pa.concat_tables([_left(table, key, history) for key, table in images.items()])
     bad = left.filter(pc.is_valid(left["reason"]))
     if len(bad) > config.max_bad_fraction * plan.images:

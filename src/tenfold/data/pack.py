@@ -25,7 +25,7 @@ from tenfold.data.plan import Plan, read_rows
 from tenfold.data.shards import Sample, ShardWriter
 from tenfold.data.sources import Source
 from tenfold.data.splits import Side, side_of
-from tenfold.errors import BadImageError, DataError
+from tenfold.errors import BadImageError, DataError, StorageError
 from tenfold.storage import Store
 
 #: Sides that have shards.
@@ -165,7 +165,10 @@ class _Side:
         """Take over the shards that an earlier packer of this partition filled; returns their images' numbers."""
         found: list[int] = []
         while self._store.exists(key := self._record(len(self._tables))):
-            table = from_parquet(self._store, key)
+            try:
+                table = from_parquet(self._store, key)
+            except StorageError:  # another packer of this partition is done and cleared its records away
+                break
             shards = _shards(table)[self._side]
             if not all(self._store.exists(f"shards/{shard.sha256}.tar") for shard in shards):
                 break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -102,14 +103,29 @@ def make_plan(listing: Listing, config: DataConfig, store: Store, uri: str, *, a
     history = None if anew else read_history(store, history_key)
     if history is not None and not _stands(store, history):
         history = None
-    rows: Iterable[Row] = listing.rows()
-    changes, count = None, listing.count
-    if history is not None:
-        changes, rows = compare(listing, history, store)
-        count = len(rows)
-    parts = [_write_rows(store, part) for part in _ranges(rows, _bits(count, config))]
+    if history is None:
+        parts = [_write_rows(store, part) for part in _ranges(listing.rows(), _bits(listing.count, config))]
+        changes = None
+    else:
+        parts, changes = _changed(listing, history, config, store)
     found = {"partitions": parts or [_write_rows(store, [])], "source": history_key, "changes": changes}
     return plan.model_copy(update=found)
+
+
+def _changed(listing: Listing, history: History, config: DataConfig, store: Store) -> tuple[list[Partition], Changes]:
+    """Partition what is new or changed since a data set was made."""
+    count = 0
+    with tempfile.TemporaryFile("w+") as spool:
+
+        def keep(row: Row) -> None:
+            nonlocal count
+            count += 1
+            spool.write(json.dumps(row) + "\n")
+
+        changes = compare(listing, history, store, keep)
+        spool.seek(0)
+        rows = (Row(*json.loads(line)) for line in spool)
+        return [_write_rows(store, part) for part in _ranges(rows, _bits(count, config))], changes
 
 
 def listing_key(listing: Listing, config: DataConfig) -> str:
