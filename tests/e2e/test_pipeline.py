@@ -142,7 +142,7 @@ def test_predict_classifies_with_the_champion_and_names_a_bad_file(runs: Runs, t
 
     source = DigitsSource()
     image, broken = tmp_path / "digit.png", tmp_path / "broken.png"
-    image.write_bytes(source.read(source.list()[0].key))
+    image.write_bytes(source.read(next(source.list()).key))
     broken.write_bytes(b"<html>")
     done = runs.call("predict", "--model", "tiny", "--json", str(image))
     assert done.returncode == 0, done.stderr

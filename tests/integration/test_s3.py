@@ -302,8 +302,8 @@ def on_s3(s3: str) -> Dataset:
     return build_dataset(open_source(store.uri), config, open_store(f"{s3}/store"))[0]
 
 
-def shard(config: DataConfig, store: str, packers: int) -> Dataset:
-    """Shard by the stage's own tasks, ``packers`` partitions at once."""
+def shard(config: DataConfig, store: str, packers: int) -> tuple[Dataset, int]:
+    """Shard by the stage's own tasks, ``packers`` partitions at once; returns how many partitions there were."""
     environment = replace(Environment.read(), store=store)
     reporter = Reporter("shard")
     partitions = stage.plan(config, environment, reporter)
@@ -311,9 +311,9 @@ def shard(config: DataConfig, store: str, packers: int) -> Dataset:
         packed = list(pool.map(lambda each: stage.pack(config, each, environment, reporter), partitions))
     opened = open_store(store)
     plan = open_plan(opened, partitions[0].partition("/")[0])
-    assert len(partitions) == len(plan.partitions) > 3
+    assert len(partitions) == len(plan.partitions)
     known = [open_packed(opened, table) for table in packed]
-    return finish(plan, known, config, opened, open_source(config.source).uri)
+    return finish(plan, known, config, opened, open_source(config.source).uri), len(partitions)
 
 
 @pytest.mark.parametrize("packers", [1, 4])
@@ -325,9 +325,9 @@ def test_a_folder_and_s3_give_the_same_data_set_by_one_and_by_four_packers(
         (tmp_path / "images" / key).write_bytes(data)
     for source, store in ((str(tmp_path / "images"), str(tmp_path / "store")), (f"{s3}/images", f"{s3}/other")):
         config = DataConfig.model_validate({**CONFIG, "source": source})
-        for _ in range(2):
-            dataset = shard(config, store, packers)
-            assert dataset.digest == on_s3.digest
+        for partitions in (8, 1):  # the second time nothing is new, which is one empty partition
+            dataset, packed = shard(config, store, packers)
+            assert (dataset.digest, packed) == (on_s3.digest, partitions)
         assert [q.path for q in dataset.manifest.quarantined] == ["B/bad.png"]
 
 
@@ -368,7 +368,6 @@ def test_a_damaged_shard_on_s3_is_refused_by_name_and_not_kept(on_s3: Dataset, t
     assert len(SplitReader(on_s3, "test", tmp_path / "cache")) > 0
 
 
-@pytest.mark.parametrize("damaged", [b"", b"half a shard"])
 def test_a_copy_damaged_in_the_cache_is_fetched_again(on_s3: Dataset, tmp_path: Path) -> None:
     SplitReader(on_s3, "test", tmp_path / "cache")
     for damaged in (b"", b"half a shard"):

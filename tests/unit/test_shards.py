@@ -85,12 +85,14 @@ def test_the_index_points_at_each_part(tmp_path: Path) -> None:
     samples = [sample(1), sample(2, None)]
     store, [shard] = write(tmp_path, samples)
     data = store.read(f"shards/{shard.sha256}.tar")
-    members = parse_index(store.read(f"shards/{shard.sha256}.idx").decode(), shard)
-    assert [member.key for member in members] == [one.key for one in samples]
-    for member, one in zip(members, samples, strict=True):
-        offset, size = member.image
+    index = parse_index(store.read(f"shards/{shard.sha256}.idx").decode(), shard)
+    assert index.keys == [one.key for one in samples]
+    assert index.extensions == ["png", "png"]
+    for row, one in enumerate(samples):
+        offset, size = index.images[row].tolist()
         assert data[offset : offset + size] == one.image
-    assert set(members[0].parts) == {"png", "json"}
+        offset, size = index.facts[row].tolist()
+        assert parse_facts(data[offset : offset + size]) == (one.path, one.label)
 
 
 def test_a_shard_ends_at_its_number_of_images(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_no_sample_at_all_gives_one_empty_shard(tmp_path: Path) -> None:
     assert (shard.count, shard.size) == (0, 1024)
     with tarfile.open(fileobj=io.BytesIO(store.read(f"shards/{shard.sha256}.tar"))) as tar:
         assert tar.getmembers() == []
-    assert parse_index(store.read(f"shards/{shard.sha256}.idx").decode(), shard) == []
+    assert parse_index(store.read(f"shards/{shard.sha256}.idx").decode(), shard).keys == []
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,8 @@ def test_no_sample_at_all_gives_one_empty_shard(tmp_path: Path) -> None:
     [
         ("v1.2 2\npng 512 10 a.png\n", "does not hold the manifest's 1 samples"),
         ("v1.2 1\n", "does not hold the manifest's 1 samples"),
-        ("v1.2 1\npng 512 999999 a.png\n", "points outside the shard"),
+        ("v1.2 1\npng 512 999999 a.png json 512 1 a.json\n", "points outside the shard"),
+        ("v1.2 1\npng 512 10 a.png\n", "a sample with no image or no json"),
     ],
 )
 def test_an_index_that_does_not_fit_its_shard_is_refused(text: str, message: str) -> None:
