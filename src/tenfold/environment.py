@@ -28,6 +28,7 @@ class Environment:
         device: ``cpu``, ``cuda`` or ``auto`` (``TENFOLD_DEVICE``).
         threads: threads for computing (``TENFOLD_THREADS``, default: the cores that this process may use).
         checkpoint_seconds: at most this much work is lost by a kill (``TENFOLD_CHECKPOINT_SECONDS``).
+        cache_bytes: at most this much of shards from afar is kept on local disk (``TENFOLD_CACHE_BYTES``).
         events: file to which progress is appended as JSON lines (``TENFOLD_EVENTS``).
         owner: process whose death ends this one (``TENFOLD_OWNER_PID``), set by the local runner.
     """
@@ -40,6 +41,7 @@ class Environment:
     device: str
     threads: int
     checkpoint_seconds: float
+    cache_bytes: int
     events: Path | None
     owner: int | None
 
@@ -58,6 +60,7 @@ class Environment:
             device=_device(get("TENFOLD_DEVICE") or "auto"),
             threads=max(1, int(_number("TENFOLD_THREADS", _cores()))),
             checkpoint_seconds=_number("TENFOLD_CHECKPOINT_SECONDS", 60.0),
+            cache_bytes=int(_number("TENFOLD_CACHE_BYTES", 100e9)),
             events=Path(events) if events else None,
             owner=int(_number("TENFOLD_OWNER_PID", 0)) or None,
         )

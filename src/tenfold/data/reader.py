@@ -8,7 +8,6 @@ the same for any number of ranks and after any restart.
 from __future__ import annotations
 
 import mmap
-import os
 import tempfile
 import threading
 from collections import OrderedDict
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from tenfold.data.cache import ShardCache
 from tenfold.data.manifest import Dataset, Shard, SplitName
 from tenfold.data.shards import Sample, ShardIndex, parse_facts, parse_index
+from tenfold.environment import Environment
 from tenfold.errors import DataError
 
 #: Shards among whose samples an epoch's order goes back and forth; a larger set is walked in such groups.
@@ -67,7 +67,7 @@ class SplitReader:
         self.split = split
         self.shards = dataset.manifest.splits[split].shards
         folder = cache or Path(tempfile.gettempdir()) / f"tenfold-shards-{_user()}"
-        self._cache = ShardCache(folder, int(float(os.environ.get("TENFOLD_CACHE_BYTES") or 100e9)))
+        self._cache = ShardCache(folder, Environment.read().cache_bytes)
         self._dataset = dataset
         self._starts = np.cumsum([0, *(shard.kept for shard in self.shards)])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
