@@ -61,6 +61,16 @@ def rate(step: Callable[[], int]) -> float:
     return done / (time.perf_counter() - start)
 
 
+def table_of(folder: Path) -> Path:
+    """Write a table of a folder's images, with two made-up classes; returns it."""
+    lines = [
+        f"{path},{number % 2},{'test' if number < 2 else 'train'}\n" for number, path in enumerate(files_of(folder))
+    ]
+    table = Path(tempfile.mkdtemp()) / "images.csv"
+    table.write_text("path,label,split\n" + "".join(lines))
+    return table
+
+
 def reader_of(folder: Path) -> Any:
     """Shard a folder into a temporary store and open its training split."""
     from tenfold.config import DataConfig
@@ -69,14 +79,9 @@ def reader_of(folder: Path) -> Any:
     from tenfold.data.sources import open_source
     from tenfold.storage import FileStore
 
-    store = FileStore(Path(tempfile.mkdtemp()) / "store")
-    table = io.StringIO()
-    table.write("path,label,split\n")
-    for number, path in enumerate(files_of(folder)):
-        table.write(f"{path},{number % 2},{'test' if number < 2 else 'train'}\n")
-    images = Path(tempfile.mkdtemp()) / "images.csv"
-    images.write_text(table.getvalue())
-    dataset, _ = build_dataset(open_source(str(images)), DataConfig(source=str(images)), store)
+    store, table = FileStore(Path(tempfile.mkdtemp()) / "store"), str(table_of(folder))
+    config = DataConfig.model_validate({"source": table, "labels": {"per_class": 2}})
+    dataset, _ = build_dataset(open_source(table), config, store)
     return SplitReader(dataset, "unlabelled")
 
 
@@ -159,11 +164,12 @@ def pack_ours(folder: Path) -> float:
     from tenfold.data.sources import open_source
     from tenfold.storage import FileStore
 
-    files = files_of(folder)
+    table = str(table_of(folder))
+    config = DataConfig.model_validate({"source": table, "labels": {"per_class": 2}})
     with tempfile.TemporaryDirectory() as place:
         start = time.perf_counter()
-        build_dataset(open_source(str(folder)), DataConfig(source=str(folder)), FileStore(Path(place)), threads=THREADS)
-        return len(files) / (time.perf_counter() - start)
+        build_dataset(open_source(table), config, FileStore(Path(place)), threads=THREADS)
+        return len(files_of(folder)) / (time.perf_counter() - start)
 
 
 def pack_webdataset(folder: Path) -> float:
