@@ -199,7 +199,7 @@ def read_back(folder: Path, *, verified: bool) -> float:
     for shard in built.shards:
         expected[f"{shard.sha256}.tar"], expected[f"{shard.sha256}.idx"] = shard.sha256, shard.index_sha256
     if not verified:
-        cache.digest_of = lambda path: expected[path.name]
+        cache.file_digest = lambda path: expected[path.name]
 
     def step() -> int:
         reader = SplitReader(open_dataset(uri), "unlabelled")

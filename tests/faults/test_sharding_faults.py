@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import signal
 import subprocess
@@ -12,9 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from pictures import picture
 
 from tenfold.config import DataConfig
 from tenfold.data import pack as packing
@@ -24,13 +22,6 @@ from tenfold.data.reader import SplitReader
 from tenfold.data.sources import StoreSource, open_source
 from tenfold.errors import DataError, StorageError
 from tenfold.storage import FileStore, Store
-
-
-def picture(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import picture
 from PIL import Image
 
 from tenfold.components.shard import stage
@@ -25,13 +25,6 @@ from tenfold.errors import ConflictError, DataError, StorageError
 from tenfold.fingerprint import digest
 from tenfold.storage import Entry, FileStore
 from tenfold.work import Work
-
-
-def picture(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import picture
 from PIL import Image
 
 from tenfold.config import DataConfig
@@ -23,13 +23,6 @@ from tenfold.data.reader import SplitReader
 from tenfold.data.sources import Source, open_source
 from tenfold.data.tables import Line
 from tenfold.storage import Entry, FileStore
-
-
-def picture(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def fill(folder: Path, numbers: range) -> None:
@@ -267,3 +260,25 @@ def test_inspection_tells_counts_sizes_and_what_looks_alike(tmp_path: Path) -> N
     [pair] = facts["alike_in_train_and_test"]
     assert (pair["train"], pair["test"]) == ("train/a/same.png", "test/a/same.jpg")
     assert contact_sheet(dataset, tmp_path / "cache").size == (640, 128)
+
+
+def test_an_image_that_is_packed_into_the_very_shard_it_was_in_before_stays(place: Place, tmp_path: Path) -> None:
+    """Shards are named by content, so one that comes back has the name under which rows were dropped."""
+    place.build()
+    fill(place.images, range(60, 62))
+    place.build()
+    for path in place.images.rglob("6[01].png"):
+        os.utime(path, ns=(5, 5))
+    for turn in range(3):
+        assert content(place.build()) == content(from_scratch(place, tmp_path / f"touched{turn}"))
+        for path in place.images.rglob("6[01].png"):
+            path.unlink()
+        assert content(place.build()) == content(from_scratch(place, tmp_path / f"without{turn}"))
+        fill(place.images, range(60, 62))
+        if turn == 1:  # the same tag as the last time, as an object store would give it
+            for path in place.images.rglob("6[01].png"):
+                os.utime(path, ns=(5, 5))
+    (place.images / "a" / "60.png").write_bytes(picture(9))
+    assert content(place.build()) == content(from_scratch(place, tmp_path / "other"))
+    fill(place.images, range(60, 61))
+    assert content(place.build()) == content(from_scratch(place, tmp_path / "back"))

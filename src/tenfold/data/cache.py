@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from tenfold.data.manifest import Shard
 from tenfold.errors import DataError, StorageError
+from tenfold.fingerprint import file_digest
 from tenfold.storage import Store
-
-_CHUNK = 1 << 20
 
 
 class ShardCache:
@@ -39,7 +37,7 @@ class ShardCache:
         kept = self.folder / f"{shard.sha256}.{suffix}"
         with contextlib.suppress(OSError):
             os.utime(kept)  # used now
-            if digest_of(kept) == sha256:
+            if file_digest(kept) == sha256:
                 return kept
             kept.unlink()  # damaged where it lies: fetched again
         try:
@@ -48,7 +46,7 @@ class ShardCache:
                 if kept.is_file():  # another process was first
                     return kept
                 path = store.fetch(key, self.folder / "incoming")
-                found = digest_of(path)
+                found = file_digest(path)
                 mine = path.parent == self.folder / "incoming"
                 if found != sha256:
                     size = path.stat().st_size
@@ -84,9 +82,3 @@ class ShardCache:
         with (self.folder / f".lock-{name[:2]}").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -47,7 +47,8 @@ class History(_Document):
         generations: keys of the packers' tables: those of the first sharding, then those of what came later; each in
             the order of its partitions.
         gone: rows of shards that are no part of it any more.
-        forgotten: paths of quarantined images that are no part of it any more, by table.
+        forgotten: paths of which a table no longer speaks, by table: quarantined images that went, and images of shards
+            that were packed again.
         touched: size and tag of images that were written again with the same content.
     """
 
@@ -139,8 +140,7 @@ def known_images(history: History, store: Store, columns: list[str]) -> Iterator
     def generation(tables: list[str]) -> Iterator[dict[str, Any]]:
         for key in tables:
             for each in from_parquet(store, key, columns).to_pylist():
-                packed = each["shard"] is not None
-                if (each["shard"], each["row"]) in gone if packed else (key, each["path"]) in forgotten:
+                if (each["shard"], each["row"]) in gone or (key, each["path"]) in forgotten:
                     continue
                 size, tag = history.touched.get(each["path"], (each["size"], each["tag"]))
                 yield {**each, "size": size, "tag": tag, "table": key}

@@ -35,9 +35,7 @@ def compact(
         raise DataError(f"nothing is recorded beside {dataset.uri} of how it was made, so it cannot be compacted")
     known = {each["path"]: each for each in known_images(record.history, store, COLUMNS.names)}
     with tempfile.TemporaryDirectory() as folder:
-        listing = Listing(
-            complete=True, listed=record.config.labels.file is not None, _rows=Buckets(Path(folder) / "l")
-        )
+        listing = Listing(complete=True, _rows=Buckets(Path(folder) / "l"))
         for each in known.values():
             listing.add(Row(*(each[name] for name in Row._fields)))
         plan = make_plan(listing, record.config, store, record.source, anew=True)

@@ -70,13 +70,11 @@ class Listing:
         count: how many.
         classes: that a training image may keep its label of, by name.
         own_test: whether the source has a test split of its own.
-        listed: whether a label list was given.
         digest: of all rows, whatever their order.
         complete: False where the listing was cut at a limit, so that nothing is known of the rest.
     """
 
     complete: bool
-    listed: bool
     _rows: Buckets
     count: int = 0
     classes: set[str] = field(default_factory=set)
@@ -171,7 +169,7 @@ def list_images(source: Source, config: DataConfig, folder: Path, limit: int | N
         raise DataError(f"no images{found} in {source.uri}; expected {', '.join(IMAGE_SUFFIXES[:4])}, … files")
     for line in table or ():
         said.add(line)
-    listing = Listing(complete, labels is not None, Buckets(folder / "joined"))
+    listing = Listing(complete, Buckets(folder / "joined"))
     for entries, lines in zip(raw, said, strict=True):
         by_split = splits and not others
         rows = table.join(entries, lines) if table else (by_layout(*entry, by_split=by_split) for entry in entries)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tenfold.config import DataConfig
+from tenfold.data.annotations import Row
 from tenfold.data.changes import History
 from tenfold.data.listing import place
 from tenfold.data.manifest import Manifest, Quarantined, Shard, SplitShards
@@ -23,21 +24,7 @@ from tenfold.errors import DataError
 from tenfold.storage import Span, Store
 
 _AT_ONCE = 16
-_COLUMNS = [
-    "path",
-    "size",
-    "tag",
-    "label",
-    "split",
-    "listed",
-    "group",
-    "side",
-    "content",
-    "stored",
-    "shard",
-    "row",
-    "reason",
-]
+_COLUMNS = [*Row._fields, "side", "content", "stored", "shard", "row", "reason"]
 #: An image that was written again and has these as before is the same.
 _SAME = ("content", "side", "label", "split", "listed", "group")
 
@@ -61,7 +48,8 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
     before = plan.changes.history if plan.changes else History(dataset="", generations=[])
     fresh = [each.table for each in packed]
     images = {key: from_parquet(store, key, _COLUMNS) for tables in [*before.generations, fresh] for key in tables}
-    history = _replace(before, plan, [images[key] for key in fresh])
+    before = _superseded(before, images, packed)
+    history = _replace(before, plan, {key: images[key] for key in fresh})
     full = [key for key in fresh if len(images[key])]
     history = history.model_copy(update={"generations": [*before.generations, *([full] if full else [])]})
     left = pa.concat_tables([_left(table, key, history) for key, table in images.items()])
@@ -69,10 +57,11 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
     if len(bad) > config.max_bad_fraction * plan.images:
         raise too_many(len(bad), plan.images, config.max_bad_fraction, bad.slice(0, 10).to_pylist())
     division = divide(left.filter(pc.is_null(left["reason"])), config)
-    shards: dict[Side, list[Shard]] = {side: [] for side in SIDES}
+    by_name: dict[Side, dict[str, Shard]] = {side: {} for side in SIDES}
     for key in images:
-        for side, made in open_packed(store, key).shards.items():
-            shards[side] += made
+        for side, found in open_packed(store, key).shards.items():
+            by_name[side] |= {shard.sha256: shard for shard in found}
+    shards = {side: list(found.values()) for side, found in by_name.items()}
     trains = [shard for shard in (_without(s, history.gone) for s in shards["train"]) if shard.kept]
     tests = (_without(_without(s, history.gone), division.dropped) for s in shards["test"])
     made = _pack_labelled(division.labelled, {shard.sha256: shard for shard in trains}, config, store)
@@ -98,23 +87,42 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
     return manifest, history
 
 
-def _replace(before: History, plan: Plan, fresh: list[pa.Table]) -> History:
+def _superseded(before: History, images: Mapping[str, pa.Table], packed: Sequence[Packed]) -> History:
+    """Return the history without what the fresh shards hold anew.
+
+    Shards are named by content: an image that went and came back, or was touched, may be packed into the very shard
+    that it was in. The fresh table then speaks for that shard, and the earlier ones no longer do.
+    """
+    fresh = {each.table for each in packed}
+    shards = {shard.sha256 for each in packed for made in each.shards.values() for shard in made}
+    forgotten = {table: paths for table, paths in before.forgotten.items() if table not in fresh}
+    value_set = pa.array(sorted(shards), pa.string())
+    for key in (key for tables in before.generations for key in tables if key not in fresh):
+        again = images[key].filter(pc.is_in(images[key]["shard"], value_set=value_set))["path"].to_pylist()
+        if again:
+            forgotten[key] = sorted({*forgotten.get(key, []), *again})
+    generations = [[key for key in tables if key not in fresh] for tables in before.generations]
+    gone = {shard: rows for shard, rows in before.gone.items() if shard not in shards}
+    return before.model_copy(update={"generations": generations, "gone": gone, "forgotten": forgotten})
+
+
+def _replace(before: History, plan: Plan, fresh: Mapping[str, pa.Table]) -> History:
     """Return the history with one row of each changed image dropped: the new one if its time alone changed."""
+    anew = {shard for table in fresh.values() for shard in pc.unique(table["shard"]).to_pylist()}
     replaced = plan.changes.replaced if plan.changes else {}
+    replaced = {path: old for path, old in replaced.items() if old.shard not in anew}
     gone = {shard: set(rows) for shard, rows in before.gone.items()}
     touched = dict(before.touched)
-    for old in replaced.values():
-        gone.setdefault(old.shard, set()).add(old.row)
-    if replaced:
-        paths = pa.array(list(replaced), pa.string())
-        for table in fresh:
-            for new in table.filter(pc.is_in(table["path"], value_set=paths)).to_pylist():
-                old = replaced[new["path"]]
-                touched.pop(new["path"], None)
-                if new["shard"] and all(new[name] == getattr(old, name) for name in _SAME):
-                    gone[old.shard].discard(old.row)
-                    gone.setdefault(new["shard"], set()).add(new["row"])
-                    touched[new["path"]] = (new["size"], new["tag"])
+    for former in replaced.values():
+        gone.setdefault(former.shard, set()).add(former.row)
+    for table in fresh.values() if replaced or touched else ():
+        for new in table.to_pylist():
+            touched.pop(new["path"], None)
+            old = replaced.get(new["path"])
+            if old and new["shard"] and all(new[name] == getattr(old, name) for name in _SAME):
+                gone[old.shard].discard(old.row)
+                gone.setdefault(new["shard"], set()).add(new["row"])
+                touched[new["path"]] = (new["size"], new["tag"])
     kept = {shard: sorted(rows) for shard, rows in sorted(gone.items()) if rows}
     return before.model_copy(update={"gone": kept, "touched": touched})
 
@@ -128,7 +136,7 @@ def _left(table: pa.Table, key: str, history: History) -> pa.Table:
     columns = (table[name].to_pylist() for name in ("shard", "row", "path"))
     return table.filter(
         pa.array([
-            row not in shards.get(shard, ()) if shard else path not in forgotten
+            path not in forgotten and row not in shards.get(shard, ())
             for shard, row, path in zip(*columns, strict=True)
         ])
     )  # fmt: skip
