@@ -29,16 +29,28 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from record import RESULTS, current_commit, write_result
 from scipy import stats
 
+from tenfold.augment.spec import resolve_specs
 from tenfold.config import RunConfig, load_config
+from tenfold.data.build import build_dataset
+from tenfold.data.manifest import Dataset
+from tenfold.data.reader import SplitReader
+from tenfold.data.sources import open_source
 from tenfold.environment import Environment
 from tenfold.evaluation.figures import save_ladder_png
+from tenfold.evaluation.inference import infer, probabilities
+from tenfold.models.saved import load_classifier
+from tenfold.pipelines.local import KEEP_MEMORY
+from tenfold.progress import Reporter
+from tenfold.storage import open_store
+from tenfold.work import Work
 
 SUBSETS, BUDGETS = 3, (50, 100, 250, 500)
 #: Steps of training on the labels alone: more labels are worth a longer run.
-STEPS = {50: 2500, 100: 2500, 250: 3500, 500: 4500}
+STEPS = {50: 2500, 100: 2500, 250: 3000, 500: 3500}
 PRESET = "cifar10-cpu"
 
 
@@ -58,10 +70,9 @@ class Grid:
                 tar.extractall(aside, filter="data")
             aside.rename(self.images)
 
-    def held(self, name: str) -> dict[str, Any] | None:
-        """Return a cell's result; None where it is not done."""
-        path = self.cells / f"{name}.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else None
+    def held(self, name: str) -> bool:
+        """Tell whether a cell is done."""
+        return (self.cells / f"{name}.json").is_file()
 
     def keep(self, name: str, result: dict[str, Any]) -> None:
         """Write a cell's result, whole or not at all."""
@@ -76,70 +87,66 @@ class Grid:
         path.write_text(json.dumps(spent + seconds))
         return spent + seconds
 
+    @property
     def encoder(self) -> Path:
-        """Return the encoder that the first subset's run made."""
-        return min((self.home / "run-0" / "kfp").glob("*/pretrain/encoder/model.json")).parent
+        """The folder of the one encoder."""
+        return self.home / "encoder" / "encoder"
 
     def sets(self, subset: int) -> list[str]:
-        """Return the settings of a subset's run."""
-        given = [f"data.source={self.images}", f"seed={subset}", f"data.labels.seed={subset}"]
-        if subset:
-            given += [f"pretrain.init.path={self.encoder()}", "pretrain.init.skip=true"]
-        return given
+        """Return the settings of a label subset and its training seed."""
+        return [f"data.source={self.images}", f"seed={subset}", f"data.labels.seed={subset}"]
 
 
-def run_pipeline(grid: Grid, subset: int, threads: int) -> None:
-    """Run the pipeline on one label subset; the first one pretrains."""
+def run_pipeline(grid: Grid, subset: int) -> None:
+    """Run the pipeline on one label subset, from the one encoder."""
     home, run_id = grid.home / f"run-{subset}", f"subset-{subset}"
     command = [str(Path(sys.executable).parent / "tenfold"), "run", "--preset", PRESET]
-    for item in grid.sets(subset):
+    for item in [*grid.sets(subset), f"pretrain.init.path={grid.encoder}", "pretrain.init.skip=true"]:
         command += ["--set", item]
-    environment = {**os.environ, "TENFOLD_HOME": str(home), "TENFOLD_RUN_ID": run_id, "TENFOLD_THREADS": str(threads)}
+    environment = {**os.environ, "TENFOLD_HOME": str(home), "TENFOLD_RUN_ID": run_id, "TENFOLD_THREADS": "1"}
     home.mkdir(exist_ok=True)
     start = time.monotonic()
     with (home / "output.txt").open("a") as output:
         subprocess.run(command, env=environment, check=True, stdout=output, stderr=subprocess.STDOUT)
     result = json.loads((home / "store" / "runs" / run_id / "result.json").read_text())["evaluation"]
-    history = json.loads((grid.encoder() / "history.json").read_text())
-    pretraining = json.loads((grid.encoder() / "lineage.json").read_text())["seconds"]
+    grid.keep(f"run-{subset}", {**result, "seconds": time.monotonic() - start})
+
+
+def shard(grid: Grid, stage: str, name: str, config: RunConfig, threads: int) -> tuple[Dataset, Work]:
+    """Return the data set of the cell ``name`` and what its stage works with."""
+    store_uri = (grid.home / "store").as_uri()
+    environment = replace(Environment.read(), home=grid.home / name, store=store_uri, threads=threads)
+    environment.home.mkdir(exist_ok=True)
+    store = open_store(store_uri)
+    dataset, _ = build_dataset(open_source(str(grid.images)), config.data, store)
+    return dataset, Work(stage, name, store, environment, Reporter(stage, environment.home / "events.jsonl"))
+
+
+def pretrain_encoder(grid: Grid) -> None:
+    """Pretrain the one encoder, on every core, with the stage that the pipeline uses."""
+    from tenfold.components.pretrain import stage as pretrain
+
+    config = load_config(PRESET, assignments=grid.sets(0)).resolved()
+    start = time.monotonic()
+    dataset, work = shard(grid, "pretrain", "encoder", config, Environment.read().threads)
+    specs = resolve_specs(config.augment)
+    inputs = pretrain.Inputs(dataset.uri, specs.contrastive.encoded(), specs.evaluation.encoded())
+    pretrain.run(config.pretrain, inputs, pretrain.Outputs(grid.encoder), work)
+    history = json.loads((grid.encoder / "history.json").read_text())
     watched = [point for point in history if "knn_accuracy" in point]
-    wall = time.monotonic() - start
-    # an encoder that an earlier call of the pipeline left in the cache took its time then
-    seconds = {"wall": wall, "pretraining": pretraining, "cached": pretraining if wall < pretraining else 0.0}
-    grid.keep(f"run-{subset}", {**result, **seconds, "watched": watched})
+    grid.keep("encoder", {"watched": watched, "seconds": time.monotonic() - start})
 
 
 def train_supervised(grid: Grid, budget: int, subset: int) -> None:
     """Train the student's network on ``budget`` labels a class alone, with the stage that the pipeline uses."""
-    import torch
-
-    from tenfold.augment.spec import resolve_specs
     from tenfold.components.finetune import stage as finetune
-    from tenfold.data.build import build_dataset
-    from tenfold.data.reader import SplitReader
-    from tenfold.data.sources import open_source
-    from tenfold.evaluation.inference import infer, probabilities
-    from tenfold.models.saved import load_classifier
-    from tenfold.progress import Reporter
-    from tenfold.storage import open_store
-    from tenfold.work import Work
 
     name = f"supervised-{budget}-{subset}"
-    environment = replace(Environment.read(), home=grid.home / name, store=(grid.home / "store").as_uri(), threads=1)
-    config: RunConfig = load_config(
-        PRESET,
-        assignments=[
-            f"data.source={grid.images}", f"seed={subset}", f"data.labels.seed={subset}",
-            f"data.labels.per_class={budget}", f"baseline.steps={STEPS[budget]}",
-        ],
-    ).resolved()  # fmt: skip
+    assignments = [*grid.sets(subset), f"data.labels.per_class={budget}", f"baseline.steps={STEPS[budget]}"]
+    config = load_config(PRESET, assignments=assignments).resolved()
     start = time.monotonic()
-    store = open_store(environment.store)
-    dataset, _ = build_dataset(open_source(str(grid.images)), config.data, store)
-    specs = resolve_specs(config.augment)
-    folder = environment.home / "classifier"
-    work = Work("baseline", name, store, environment, Reporter("baseline", environment.home / "events.jsonl"))
-    environment.home.mkdir(exist_ok=True)
+    dataset, work = shard(grid, "baseline", name, config, 1)
+    specs, folder = resolve_specs(config.augment), work.environment.home / "classifier"
     inputs = finetune.Inputs(dataset.uri, specs.baseline.encoded(), specs.evaluation.encoded(), None)
     finetune.run(config.baseline, inputs, finetune.Outputs(folder), work)
     reader, (model, _) = SplitReader(dataset, "test", work.cache), load_classifier(folder)
@@ -147,6 +154,17 @@ def train_supervised(grid: Grid, budget: int, subset: int) -> None:
     found = infer({"p": probabilities(model)}, reader, specs.evaluation, numbers, torch.device("cpu"))["p"]
     top1 = float((found.argmax(1) == reader.labels()).mean())
     grid.keep(name, {"top1": top1, "seconds": time.monotonic() - start})
+
+
+def run_cell(grid: Grid, name: str) -> None:
+    """Run one cell of the grid by its name."""
+    kind, *numbers = name.split("-")
+    if kind == "encoder":
+        pretrain_encoder(grid)
+    elif kind == "run":
+        run_pipeline(grid, int(numbers[0]))
+    else:
+        train_supervised(grid, int(numbers[0]), int(numbers[1]))
 
 
 def interval(values: list[float]) -> dict[str, float]:
@@ -171,32 +189,27 @@ def labels_saved(curve: dict[int, float], accuracy: float) -> dict[str, Any]:
 
 def summarize(grid: Grid) -> dict[str, Any]:
     """Return the result file's content from the cells."""
-    runs = [grid.held(f"run-{subset}") for subset in range(SUBSETS)]
-    assert all(runs)
-    cells = [run for run in runs if run is not None]
+    cells = {path.stem: json.loads(path.read_text()) for path in sorted(grid.cells.glob("*.json"))}
+    runs = [cells[f"run-{subset}"] for subset in range(SUBSETS)]
     table = []
-    for number, rung in enumerate(cells[0]["rungs"]):
-        values = [run["rungs"][number]["top1"]["value"] for run in cells]
-        gains = [run["rungs"][-1]["top1"]["value"] - value for run, value in zip(cells, values, strict=True)]
+    for number, rung in enumerate(runs[0]["rungs"]):
+        values = [run["rungs"][number]["top1"]["value"] for run in runs]
+        gains = [run["rungs"][-1]["top1"]["value"] - value for run, value in zip(runs, values, strict=True)]
         table.append(
             {"id": rung["id"], "title": rung["title"], "values": values, "top1": interval(values),
              "student_minus_rung": interval(gains) if rung["id"] != "student" else None,
-             "seconds": cells[0]["rungs"][number]["seconds"]}
+             "seconds": runs[0]["rungs"][number]["seconds"]}
         )  # fmt: skip
     (baseline,) = [row for row in table if row["id"] == "baseline"]
     points: dict[int, list[float]] = {50: baseline["values"]}
     for budget in BUDGETS[1:]:
-        done = [grid.held(f"supervised-{budget}-{subset}") for subset in range(SUBSETS)]
-        points[budget] = [cell["top1"] for cell in done if cell is not None]
+        points[budget] = [cells[f"supervised-{budget}-{subset}"]["top1"] for subset in range(SUBSETS)]
     curve = {budget: float(np.mean(values)) for budget, values in points.items()}
-    seconds = {path.stem: json.loads(path.read_text()) for path in sorted(grid.cells.glob("*.json"))}
     return {
-        "rungs": table, "test_images": cells[0]["test_images"], "labels_a_class": 50,
+        "rungs": table, "test_images": runs[0]["test_images"], "labels_a_class": 50,
         "supervised": {str(budget): {"values": values, "top1": interval(values)} for budget, values in points.items()},
-        "labels_saved": labels_saved(curve, table[-1]["top1"]["mean"]), "watched": cells[0]["watched"],
-        "pretraining_seconds": cells[0]["pretraining"],
-        "elapsed_seconds": grid.spend() + cells[0]["cached"],
-        "cell_seconds": {name: cell.get("wall", cell.get("seconds")) for name, cell in seconds.items()},
+        "labels_saved": labels_saved(curve, table[-1]["top1"]["mean"]), "watched": cells["encoder"]["watched"],
+        "elapsed_seconds": grid.spend(), "cell_seconds": {name: cell["seconds"] for name, cell in cells.items()},
         "steps_of_supervised_training": {str(budget): steps for budget, steps in STEPS.items()},
     }  # fmt: skip
 
@@ -228,34 +241,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path, help="tar of CIFAR-10 as JPEG: train/<class>/…, test/<class>/…")
     parser.add_argument("--home", type=Path, default=Path(".tenfold/bench-cifar10"))
-    parser.add_argument("--cell", help="run this cell alone (supervised-BUDGET-SUBSET)")
+    parser.add_argument("--cell", help="run this cell alone (encoder, run-SUBSET, supervised-BUDGET-SUBSET)")
     options = parser.parse_args()
     commit, grid = current_commit(), Grid(options.home.absolute())
     grid.unpack(options.archive)
     if options.cell:
-        _, budget, subset = options.cell.split("-")
-        train_supervised(grid, int(budget), int(subset))
+        run_cell(grid, options.cell)
         return
     begun = time.monotonic()
-    waiting = [f"run-{subset}" for subset in range(1, SUBSETS)]
+    waiting = [f"run-{subset}" for subset in range(SUBSETS)]
     waiting += [f"supervised-{budget}-{subset}" for budget in BUDGETS[1:] for subset in range(SUBSETS)]
+    threads = Environment.read().threads
 
-    def work(name: str) -> None:
-        if grid.held(name) is not None:
+    def work(name: str, threads: int = 1) -> None:
+        if grid.held(name):
             return
         start = time.monotonic()
-        if name.startswith("run-"):
-            run_pipeline(grid, int(name[4:]), 1 if name in waiting else Environment.read().threads)
-        else:
-            with (grid.home / f"{name}.txt").open("w") as output:
-                command = [sys.executable, __file__, str(options.archive), "--home", str(grid.home), "--cell", name]
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                subprocess.run(command, env=environment, check=True, stdout=output, stderr=subprocess.STDOUT)
+        with (grid.home / f"{name}.txt").open("a") as output:
+            command = [sys.executable, __file__, str(options.archive), "--home", str(grid.home), "--cell", name]
+            environment = {
+                "GLIBC_TUNABLES": KEEP_MEMORY, "OMP_WAIT_POLICY": "PASSIVE", **os.environ,
+                "OMP_NUM_THREADS": str(threads),
+            }  # fmt: skip
+            subprocess.run(command, env=environment, check=True, stdout=output, stderr=subprocess.STDOUT)
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
 
     try:
-        work("run-0")
-        with ThreadPoolExecutor(Environment.read().threads) as pool:
+        work("encoder", threads)
+        with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, waiting))
     finally:
         grid.spend(time.monotonic() - begun)

@@ -21,6 +21,11 @@ from tenfold.fingerprint import source_digest
 from tenfold.pipelines.semi_supervised import Images, build
 from tenfold.tracking import close_runs
 
+#: glibc's allocator keeps big blocks: a training step asks for the same ones again and again.
+KEEP_MEMORY = (
+    "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
+)
+
 
 class PipelineError(TenfoldError):
     """A stage failed; the message is the stage's own."""
@@ -109,10 +114,8 @@ def _inherited(environment: Environment, temporary: Path) -> Iterator[None]:
         "MLFLOW_EXPERIMENT_NAME": environment.experiment, "TMPDIR": str(temporary),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }  # fmt: skip
-    if "GLIBC_TUNABLES" not in os.environ:  # keep big blocks: a training step asks for the same ones again and again
-        values["GLIBC_TUNABLES"] = (
-            "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
-        )
+    if "GLIBC_TUNABLES" not in os.environ:
+        values["GLIBC_TUNABLES"] = KEEP_MEMORY
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:
