@@ -23,7 +23,7 @@ from tenfold.data.manifest import Dataset, open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.evaluation.figures import save_ladder_png
-from tenfold.evaluation.inference import infer, probabilities
+from tenfold.evaluation.inference import infer, probabilities, require_view
 from tenfold.evaluation.metrics import Scores, bootstrap_interval, score
 from tenfold.evaluation.probes import label_spreading, logistic_regression, nearest_neighbours
 from tenfold.execution import read_lineage
@@ -95,7 +95,7 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     """Measure every rung and write metrics, predictions, figures and the report.
 
     Raises:
-        DataError: a classifier's classes are not the data set's.
+        DataError: a classifier's classes are not the data set's, or it was made for another view.
     """
     device = prepare(work.environment)
     dataset = open_dataset(inputs.dataset)
@@ -175,7 +175,7 @@ def _measure(
     functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"encoder": encoder}
     if spec.image_size <= _PIXEL_SIDE:
         functions["pixels"] = lambda x: x.flatten(1)
-    networks = _networks(inputs, dataset, device)
+    networks = _networks(inputs, dataset, spec, device)
     measured = {name: probabilities(model) for name, (_, model, _) in networks.items()}
     chosen = {
         "labelled": list(range(len(readers["labelled"])))[:_PROBE_IMAGES],
@@ -225,7 +225,9 @@ def _probes(
     return rungs
 
 
-def _networks(inputs: Inputs, dataset: Dataset, device: torch.device) -> dict[str, tuple[str, Classifier, float]]:
+def _networks(
+    inputs: Inputs, dataset: Dataset, spec: ViewSpec, device: torch.device
+) -> dict[str, tuple[str, Classifier, float]]:
     """Return each classifier's title, network and seconds of everything that it needs, by rung."""
     pretrain, finetune = _seconds(inputs.encoder), _seconds(inputs.finetuned)
     self_trained = bool(read_lineage(inputs.teacher)["config"]["enabled"])
@@ -244,6 +246,7 @@ def _networks(inputs: Inputs, dataset: Dataset, device: torch.device) -> dict[st
         model, description = load_classifier(folder)
         if description.classes != dataset.manifest.classes:
             raise DataError(f"the {title} knows the classes {description.classes}, not the data set's")
+        require_view(description, spec, title)
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         found[name] = (title, model, seconds)
     return found

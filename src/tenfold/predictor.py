@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tenfold.augment.evaluation import evaluation_view
-from tenfold.data.decode import decode
+from tenfold.augment.evaluation import evaluation_views
 from tenfold.models.saved import load_classifier
 
 
@@ -43,7 +42,7 @@ class Predictor:
         if not images:
             return []
         side, view = self.description.image_size, self.description.evaluation
-        batch = torch.stack([evaluation_view(decode(data).pixels, view, side) for data in images])
+        batch = evaluation_views(images, view, side, torch.get_num_threads())
         rows = torch.softmax(self._model(batch), dim=1).tolist()
         named = [dict(zip(self.description.classes, row, strict=True)) for row in rows]
         return [Prediction(best := max(row, key=row.__getitem__), row[best], row) for row in named]

@@ -87,6 +87,19 @@ def test_evaluation_refuses_a_classifier_of_other_classes(
     assert not outputs.report.exists()
 
 
+def test_evaluation_refuses_a_classifier_that_was_made_for_another_view(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
+) -> None:
+    inputs = evaluate_inputs(made, digits, self_trained=True)
+    spec = parse_spec(inputs.evaluation)
+    other = spec.model_copy(update={"evaluation": EvalViewConfig(crop_proportion=0.875)}).encoded()
+    with pytest.raises(DataError, match=r"made for another view: crop_proportion 1.0 \(here 0.875\)"):
+        evaluate.run(
+            EvaluateConfig(bootstrap=100), replace(inputs, evaluation=other),
+            evaluate.Outputs(tmp_path / "e", tmp_path / "r.html"), work("evaluate"),
+        )  # fmt: skip
+
+
 def test_two_test_splits_have_one_name_only_if_images_classes_and_view_are_equal(digits: Dataset) -> None:
     spec = parse_spec(EVALUATION)
     name = evaluate.test_split_name(digits, spec)

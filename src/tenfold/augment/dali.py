@@ -1,12 +1,15 @@
-"""Views by NVIDIA DALI: one graph for CPU and GPU, one decode for all views of an image.
+"""Views by NVIDIA DALI, which decodes; one decode for all views of an image.
 
-Operations that only some images draw are computed for those images alone (DALI's conditional execution).
+On a GPU DALI makes the views as well, in one graph. On a CPU its threads decode ahead and
+:class:`tenfold.augment.fused.FusedView` makes the views: DALI's own operations go over whole batches one after the
+other there, and what they hold does not stay in the caches. Both take what was drawn from
+:mod:`tenfold.augment.draws`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,68 +18,108 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, math, pipeline_def, types
 from torch import Tensor
 
+from tenfold.augment.draws import ATTEMPTS, ORDERS, Drawn, parameters, uniforms
+from tenfold.augment.fused import FusedView
 from tenfold.augment.spec import ViewSpec
-from tenfold.config import (
-    AffineConfig,
-    BlurConfig,
-    CropConfig,
-    EraseConfig,
-    EvalViewConfig,
-    JitterConfig,
-    ViewConfig,
-)
+from tenfold.config import BlurConfig, CropConfig, EvalViewConfig, JitterConfig, ViewConfig
 from tenfold.data.reader import RankOrder, SplitReader
 
 
 class DaliViews:
-    """Endless batches of views."""
+    """Endless batches of views, made ahead of the caller."""
 
     def __init__(
-        self, reader: SplitReader, specs: Sequence[ViewSpec], batch_size: int, order: RankOrder,
-        seed: int, device: torch.device, threads: int, state: Tensor | None,
+        self, reader: SplitReader, specs: Sequence[ViewSpec], batch_size: int, order: RankOrder, position: int,
+        seed: int, device: torch.device, threads: int, batches: int | None = None, *, graph: bool | None = None,
     ) -> None:  # fmt: skip
-        """Build the graph; with ``state`` it goes on where that was taken."""
+        """Start decoding.
+
+        Args:
+            reader: the images.
+            specs: the views to take of each.
+            batch_size: images a batch.
+            order: which image stands where.
+            position: where in the order the first batch begins.
+            seed: of what is drawn.
+            device: where the work is done.
+            threads: for decoding, and for the views on a CPU.
+            batches: how many are wanted; None: no end.
+            graph: whether DALI's graph makes the views; default: on a GPU.
+        """
+        on_gpu = device.type == "cuda"
+        self._specs, self._batch_size, self._order, self._seed = list(specs), batch_size, order, seed
+        self._first, self._made, self._left = position, 0, batches
+        self._graph = on_gpu if graph is None else graph
 
         def encoded(info: Any) -> NDArray[np.uint8]:
-            return reader.image(order[info.idx_in_epoch])
+            return reader.image(order[position + info.idx_in_epoch])
 
-        on_gpu = device.type == "cuda"
-        checkpoint = bytes(state.numpy().tobytes()) if state is not None and state.numel() else None
-        self._pipe = _graph(
-            encoded, list(specs), on_gpu,
-            batch_size=batch_size, num_threads=max(1, threads), device_id=device.index or 0 if on_gpu else None,
-            seed=seed % (2**31), enable_conditionals=True, enable_checkpointing=True, checkpoint=checkpoint,
-            prefetch_queue_depth=2,
+        threads = max(1, threads)
+        self._pipe = (_views if self._graph else _decoding)(
+            encoded, self._parameters, self._specs, on_gpu,
+            batch_size=batch_size, num_threads=threads, device_id=device.index or 0 if on_gpu else None,
+            seed=0, enable_conditionals=True, prefetch_queue_depth=2,
         )  # fmt: skip
         self._pipe.build()
+        self._fused = [FusedView(spec.view, spec.evaluation, spec.image_size) for spec in specs]
+        self._threads, self._pool, self._maker = threads, ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
+        self._coming: Future[list[Tensor]] | None = None
 
     def next(self) -> list[Tensor]:
         """Return the next batch's views, as tensors of their own."""
-        return [torch.utils.dlpack.from_dlpack(out.as_tensor()).clone() for out in self._pipe.run()]
+        if self._graph:
+            return [torch.utils.dlpack.from_dlpack(out.as_tensor()).clone() for out in self._pipe.run()]
+        made = self._make() if self._coming is None else self._coming.result()
+        self._left = None if self._left is None else self._left - 1
+        self._coming = None if self._left == 0 else self._maker.submit(self._make)
+        return made
 
-    def state(self) -> Tensor:
-        """Return DALI's checkpoint."""
-        return torch.frombuffer(bytearray(self._pipe.checkpoint()), dtype=torch.uint8)
+    def _make(self) -> list[Tensor]:
+        (images,) = self._pipe.run()
+        decoded = [images[number] for number in range(self._batch_size)]
+        addresses = np.array([image.data_ptr() for image in decoded], dtype=np.uint64)
+        shapes = np.array([image.shape()[:2] for image in decoded], dtype=np.int64)
+        batch, self._made = self._made, self._made + 1
+        return [
+            view(addresses, shapes, drawn, self._pool, self._threads)
+            for view, drawn in zip(self._fused, self._drawn(batch), strict=True)
+        ]
+
+    def _drawn(self, batch: int) -> list[NDArray[np.float64]]:
+        start = self._first + batch * self._batch_size
+        positions = np.array([self._order.position(start + number) for number in range(self._batch_size)])
+        return [uniforms(self._seed, positions, number) for number in range(len(self._specs))]
+
+    def _parameters(self, info: Any) -> list[NDArray[np.float32]]:
+        drawn = self._drawn(info.iteration)
+        return [parameters(spec.view, spec.image_size, d) for spec, d in zip(self._specs, drawn, strict=True)]
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def _graph(encoded: Any, specs: list[ViewSpec], on_gpu: bool) -> Any:
+def _decoding(encoded: Any, drawn: Any, specs: list[ViewSpec], on_gpu: bool) -> Any:
     data = fn.external_source(source=encoded, batch=False, dtype=types.UINT8)
+    return fn.decoders.image(data, output_type=types.RGB)
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _views(encoded: Any, drawn: Any, specs: list[ViewSpec], on_gpu: bool) -> Any:
+    data = fn.external_source(source=encoded, batch=False, dtype=types.UINT8)
+    given = fn.external_source(
+        source=drawn, num_outputs=len(specs), batch=True, batch_info=True, dtype=types.FLOAT, ndim=1
+    )
     images = fn.decoders.image(data, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
     shape = fn.peek_image_shape(data)
     outputs = []
-    for spec in specs:
+    for spec, p in zip(specs, given):  # noqa: B905 — autograph knows no "strict"
         if spec.evaluation is not None:
             outputs.append(evaluation(images, shape, spec.evaluation, spec.image_size))
         else:
-            outputs.append(_view(images, shape, spec.view or ViewConfig(), spec.image_size))
+            outputs.append(_view(images, shape, spec.view or ViewConfig(), spec.image_size, p))
     return tuple(outputs)
 
 
-def _floats(image: Any, mirror: Any = 0) -> Any:
-    return fn.crop_mirror_normalize(
-        image, dtype=types.FLOAT, output_layout="CHW", mirror=mirror, mean=[0.0] * 3, std=[255.0] * 3
-    )
+def _floats(image: Any) -> Any:
+    return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="CHW", mean=[0.0] * 3, std=[255.0] * 3)
 
 
 def _resized(interpolation: str, size: int) -> dict[str, Any]:
@@ -97,125 +140,123 @@ def evaluation(images: Any, shape: Any, config: EvalViewConfig, size: int) -> An
     return _floats(fn.resize(cut, **_resized(config.interpolation, size)))
 
 
-def _view(images: Any, shape: Any, view: ViewConfig, size: int) -> Any:
-    image = _crop(images, shape, view.crop, size)
+def _view(images: Any, shape: Any, view: ViewConfig, size: int, p: Any) -> Any:
+    image = _crop(images, shape, view.crop, size, p)
+    if view.flip > 0:
+        image = fn.flip(image, horizontal=fn.cast(p[Drawn.FLIP], dtype=types.INT32))
     if view.affine is not None:
-        image = _affine(image, view.affine, size)
+        image = _affine(image, p)
     if view.jitter is not None:
-        image = _jitter(image, view.jitter)
+        image = _jitter(image, view.jitter, p)
     if view.grayscale > 0:
-        image = _grayscale(image, view.grayscale)
+        image = _grayscale(image, p)
     if view.blur is not None:
-        image = _blur(image, view.blur, size)
+        image = _blur(image, size, p)
     if view.erase is not None:
-        image = _erase(image, view.erase)
-    return _floats(image, fn.random.coin_flip(probability=view.flip) if view.flip > 0 else 0)
+        image = _erase(image, size, p)
+    return _floats(image)
 
 
-def _crop(images: Any, shape: Any, crop: CropConfig | None, size: int) -> Any:
+def _crop(images: Any, shape: Any, crop: CropConfig | None, size: int, p: Any) -> Any:
     if crop is None:
         return fn.resize(images, **_resized("linear", size))
-    resized = _resized(crop.interpolation, size)
-    if crop.sampling == "area":
-        return fn.random_resized_crop(images, random_area=crop.area, random_aspect_ratio=crop.aspect, **resized)
-    box = height_box(shape, crop)
-    return fn.resize(fn.slice(images, *box, axis_names="HW"), **resized)
+    box = (height_box if crop.sampling == "height" else area_box)(shape, crop, p)
+    return fn.resize(fn.slice(images, *box, axis_names="HW"), **_resized(crop.interpolation, size))
 
 
-def height_box(shape: Any, crop: CropConfig) -> tuple[Any, Any]:
-    """Draw crops of images of ``shape`` as TensorFlow does: (top, left) and (height, width)."""
-    height, width = fn.cast(shape[0], dtype=types.FLOAT), fn.cast(shape[1], dtype=types.FLOAT)
-    aspect = _draw(*crop.aspect)
+def _size(shape: Any) -> tuple[Any, Any]:
+    return fn.cast(shape[0], dtype=types.FLOAT), fn.cast(shape[1], dtype=types.FLOAT)
+
+
+def _placed(height: Any, width: Any, high: Any, wide: Any, top: Any, left: Any) -> tuple[Any, Any]:
+    first = math.min(math.floor(top * (height - high + 1.0)), height - high)
+    start = math.min(math.floor(left * (width - wide + 1.0)), width - wide)
+    place, extent = (fn.cast(fn.stack(*pair), dtype=types.INT32) for pair in ((first, start), (high, wide)))
+    return place, extent
+
+
+def height_box(shape: Any, crop: CropConfig, p: Any) -> tuple[Any, Any]:
+    """Return crops of images of ``shape`` as TensorFlow draws them: (top, left) and (height, width)."""
+    height, width = _size(shape)
+    aspect = p[Drawn.ASPECT]
     most = math.min(math.min(height, width / aspect), math.sqrt(crop.area[1] * height * width / aspect))
     least = math.min(most, math.sqrt(crop.area[0] * height * width / aspect))
-    rows = least + (most - least) * _draw(0.0, 1.0)
+    rows = least + (most - least) * p[Drawn.ROWS]
     high = math.clamp(math.floor(rows + 0.5), 1.0, height)
     wide = math.clamp(math.floor(rows * aspect + 0.5), 1.0, width)
-    top = math.min(math.floor(_draw(0.0, 1.0) * (height - high + 1.0)), height - high)
-    left = math.min(math.floor(_draw(0.0, 1.0) * (width - wide + 1.0)), width - wide)
-    first, second = (fn.cast(fn.stack(*pair), dtype=types.INT32) for pair in ((top, left), (high, wide)))
-    return first, second
+    return _placed(height, width, high, wide, p[Drawn.TOP], p[Drawn.LEFT])
 
 
-def _draw(low: float, high: float) -> Any:
-    return fn.random.uniform(range=[low, high]) if high > low else low
+def area_box(shape: Any, crop: CropConfig, p: Any) -> tuple[Any, Any]:
+    """Return crops of images of ``shape`` as torchvision draws them: the first of the drawn ones that fits."""
+    height, width = _size(shape)
+    part = p[Drawn.AREA : Drawn.AREA + ATTEMPTS] * height * width
+    ratio = p[Drawn.RATIO : Drawn.RATIO + ATTEMPTS]
+    wides, highs = math.floor(math.sqrt(part * ratio) + 0.5), math.floor(math.sqrt(part / ratio) + 0.5)
+    fits = (wides > 0.0) & (wides <= width) & (highs > 0.0) & (highs <= height)
+    rank = fn.cast(fits, dtype=types.FLOAT) * np.arange(ATTEMPTS, 0, -1, dtype=np.float32)
+    best = fn.reductions.max(rank)
+    chosen = fn.cast((rank == best) & fits, dtype=types.FLOAT)
+    any_fits = fn.cast(best > 0.0, dtype=types.FLOAT)
+    middle_wide = math.min(width, math.max(1.0, math.floor(height * crop.aspect[1] + 0.5)))
+    middle_high = math.min(height, math.max(1.0, math.floor(width / crop.aspect[0] + 0.5)))
+    wide = fn.reductions.sum(chosen * wides) + (1.0 - any_fits) * middle_wide
+    high = fn.reductions.sum(chosen * highs) + (1.0 - any_fits) * middle_high
+    # the middle: floor(1/2 (free + 1) - 1/4) is half the free pixels, rounded down
+    top = any_fits * p[Drawn.TOP] + (1.0 - any_fits) * (math.floor((height - high) / 2.0) + 0.5) / (height - high + 1.0)
+    left = any_fits * p[Drawn.LEFT] + (1.0 - any_fits) * (math.floor((width - wide) / 2.0) + 0.5) / (width - wide + 1.0)
+    return _placed(height, width, high, wide, top, left)
 
 
-def _coin(probability: float) -> Any:
-    return fn.random.coin_flip(probability=probability, dtype=types.BOOL)
-
-
-def _affine(image: Any, affine: AffineConfig, size: int) -> Any:
-    if _coin(affine.probability):
-        middle = (size / 2, size / 2)
-        matrix = fn.transforms.rotation(angle=_draw(-affine.rotate, affine.rotate), center=middle)
-        if affine.scale != (1.0, 1.0):
-            factor = _draw(*affine.scale)
-            matrix = fn.transforms.scale(matrix, scale=fn.stack(factor, factor), center=middle)
-        if affine.shear:
-            angles = fn.stack(_draw(-affine.shear, affine.shear), _draw(-affine.shear, affine.shear))
-            matrix = fn.transforms.shear(matrix, angles=angles, center=middle)
-        if affine.translate:
-            reach = affine.translate * size
-            matrix = fn.transforms.translation(matrix, offset=fn.stack(_draw(-reach, reach), _draw(-reach, reach)))
-        image = fn.warp_affine(image, matrix=matrix, fill_value=0, inverse_map=False)
+def _affine(image: Any, p: Any) -> Any:
+    if p[Drawn.WARPED] > 0.0:
+        m = [p[Drawn.WARP + k] for k in range(6)]
+        # DALI's pixels have their centres at one half
+        across, down = m[2] + 0.5 - 0.5 * (m[0] + m[1]), m[5] + 0.5 - 0.5 * (m[3] + m[4])
+        matrix = fn.reshape(fn.stack(m[0], m[1], across, m[3], m[4], down), shape=[2, 3])
+        image = fn.warp_affine(image, matrix=matrix, fill_value=0, inverse_map=True)
     else:
         image = image
     return image
 
 
-def _jitter(image: Any, jitter: JitterConfig) -> Any:
+def _jitter(image: Any, jitter: JitterConfig, p: Any) -> Any:
     """Brightness, contrast about each channel's mean, saturation, hue; rounded to grey levels after each."""
-    if _coin(jitter.probability):
+    if p[Drawn.JITTERED] > 0.0:
         if jitter.order == "random":
-            drawn = fn.random.uniform(values=[float(number) for number in range(len(_ORDERS))])
             for place in range(4):
                 step = fn.lookup_table(
-                    fn.cast(drawn, dtype=types.INT32), keys=list(range(len(_ORDERS))),
-                    values=[float(order[place]) for order in _ORDERS], dtype=types.INT32,
+                    fn.cast(p[Drawn.ORDER], dtype=types.INT32), keys=list(range(len(ORDERS))),
+                    values=[float(order[place]) for order in ORDERS], dtype=types.INT32,
                 )  # fmt: skip
                 if step == 0:
-                    image = _brightness(image, jitter)
+                    image = _brightness(image, jitter, p)
                 elif step == 1:
-                    image = _contrast(image, jitter)
+                    image = contrast(image, p[Drawn.CONTRAST])
                 elif step == 2:
-                    image = _saturation(image, jitter)
+                    image = _saturation(image, jitter, p)
                 else:
-                    image = _hue(image, jitter)
+                    image = _hue(image, jitter, p)
         else:
-            image = _hue(_saturation(_contrast(_brightness(image, jitter), jitter), jitter), jitter)
+            image = contrast(_brightness(image, jitter, p), p[Drawn.CONTRAST])
+            image = _hue(_saturation(image, jitter, p), jitter, p)
     else:
         image = image
     return image
 
 
-#: Every order of the four operations of jitter.
-_ORDERS = list(permutations(range(4)))
+def _brightness(image: Any, jitter: JitterConfig, p: Any) -> Any:
+    drawn = p[Drawn.BRIGHTNESS]
+    return _clipped(image + 255.0 * drawn) if jitter.additive else brightness(image, drawn)
 
 
-def _brightness(image: Any, jitter: JitterConfig) -> Any:
-    if jitter.brightness == 0:
-        return image
-    if jitter.additive:
-        return _clipped(image + _draw(-255 * jitter.brightness, 255 * jitter.brightness))
-    return brightness(image, _factor(jitter.brightness))
-
-
-def _contrast(image: Any, jitter: JitterConfig) -> Any:
-    return contrast(image, _factor(jitter.contrast)) if jitter.contrast > 0 else image
-
-
-def _saturation(image: Any, jitter: JitterConfig) -> Any:
-    if jitter.saturation == 0:
-        return image
-    factor = _factor(jitter.saturation)
+def _saturation(image: Any, jitter: JitterConfig, p: Any) -> Any:
+    factor = p[Drawn.SATURATION]
     return saturation(image, factor) if jitter.colours == "hsv" else fn.hsv(image, saturation=factor)
 
 
-def _hue(image: Any, jitter: JitterConfig) -> Any:
-    if jitter.hue == 0:
-        return image
-    turn = _draw(-jitter.hue, jitter.hue)
+def _hue(image: Any, jitter: JitterConfig, p: Any) -> Any:
+    turn = p[Drawn.TURN]
     return hue(image, turn) if jitter.colours == "hsv" else fn.hsv(image, hue=360.0 * turn)
 
 
@@ -276,38 +317,32 @@ def gaussian_blur(image: Any, sigma: Any, radius: int) -> Any:
     return fn.slice(blurred, start=(radius, radius), shape=shape, axis_names="HW")
 
 
-def _factor(strength: float) -> Any:
-    return _draw(max(1 - strength, 0), 1 + strength)
-
-
 def _clipped(image: Any) -> Any:
     return fn.cast(math.clamp(image, 0.0, 255.0), dtype=types.UINT8)  # rounds
 
 
-def _grayscale(image: Any, probability: float) -> Any:
-    if _coin(probability):
+def _grayscale(image: Any, p: Any) -> Any:
+    if p[Drawn.GREY] > 0.0:
         image = grey(image)
     else:
         image = image
     return image
 
 
-def _blur(image: Any, blur: BlurConfig, size: int) -> Any:
-    if _coin(blur.probability):
-        image = gaussian_blur(image, _draw(*blur.sigma), blur.radius(size))
+def _blur(image: Any, size: int, p: Any) -> Any:
+    if p[Drawn.SIGMA] > 0.0:
+        image = gaussian_blur(image, p[Drawn.SIGMA], BlurConfig.radius(size))
     else:
         image = image
     return image
 
 
-def _erase(image: Any, erase: EraseConfig) -> Any:
-    if _coin(erase.probability):
-        side = _draw(erase.area[0] ** 0.5, erase.area[1] ** 0.5)
-        top, left = _draw(0.0, 1.0) * (1 - side), _draw(0.0, 1.0) * (1 - side)
-        image = fn.erase(
-            image, anchor=fn.stack(top, left), shape=fn.stack(side, side), axis_names="HW",
-            normalized=True, fill_value=0,
-        )  # fmt: skip
+def _erase(image: Any, size: int, p: Any) -> Any:
+    if p[Drawn.ERASED] > 0.0:
+        side, top, left = (
+            math.floor(p[each] * size + 0.5) for each in (Drawn.ERASED, Drawn.ERASED_TOP, Drawn.ERASED_LEFT)
+        )
+        image = fn.erase(image, anchor=fn.stack(top, left), shape=fn.stack(side, side), axis_names="HW", fill_value=0)
     else:
         image = image
     return image

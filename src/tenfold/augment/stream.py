@@ -34,9 +34,6 @@ class Backend(Protocol):
     def next(self) -> list[Tensor]:
         """Return the next batch's views."""
 
-    def state(self) -> Tensor:
-        """Return all that the next batch depends on, as bytes (uint8)."""
-
 
 class ViewStream:
     """Batches for training: position p of the order stands in batch p // batch_size."""
@@ -44,7 +41,7 @@ class ViewStream:
     def __init__(
         self, reader: SplitReader, specs: Sequence[ViewSpec], batch_size: int, seed: int, device: torch.device,
         threads: int, state: dict[str, Tensor] | None = None, *, shuffle: bool = True,
-        part: tuple[int, int] | None = None,
+        part: tuple[int, int] | None = None, batches: int | None = None,
     ) -> None:  # fmt: skip
         """Open a stream.
 
@@ -58,7 +55,9 @@ class ViewStream:
             state: of :meth:`state`, to go on exactly there.
             shuffle: False gives the split's own order, over and over, with no cut between passes.
             part: which of how many ranks this is; default: the job's own. Of each global batch a rank takes its part,
-                so the order of all ranks together hangs on the global batch size and on nothing else.
+                so the order of all ranks together hangs on the global batch size and on nothing else, and so do
+                the views.
+            batches: how many are wanted, where that is known: no more are made ahead.
         """
         own, ranks = part or (rank(), world_size())
 
@@ -68,7 +67,6 @@ class ViewStream:
         self.order = order()
         self.batch_size, self._device = batch_size, device
         self._position = int(state["position"]) if state else 0
-        saved = state["backend"] if state else None
         names = {spec.backend for spec in specs}
         if len(names) != 1:
             raise DataError(f"one stream's views must have one backend, not {sorted(names)}")
@@ -78,7 +76,7 @@ class ViewStream:
         if names == {"dali"}:
             from tenfold.augment.dali import DaliViews
 
-            self._backend = DaliViews(reader, specs, batch_size, ahead, seed + 7919 * own, device, threads, saved)
+            self._backend = DaliViews(reader, specs, batch_size, ahead, self._position, seed, device, threads, batches)
         else:
             from tenfold.augment.torchvision import TorchvisionViews
 
@@ -95,7 +93,7 @@ class ViewStream:
 
     def state(self) -> dict[str, Tensor]:
         """Return what :class:`ViewStream` needs to go on behind the last batch."""
-        return {"position": torch.tensor(self._position), "backend": self._backend.state()}
+        return {"position": torch.tensor(self._position)}
 
 
 def one_pass(
@@ -108,7 +106,8 @@ def one_pass(
 ) -> Iterator[Batch]:
     """Yield every image of the split once, in its own order; the last batch may be smaller."""
     batch_size = min(batch_size, len(reader))
-    stream = ViewStream(reader, specs, batch_size, seed, device, threads, shuffle=False, part=(0, 1))
+    batches = -(-len(reader) // batch_size)
+    stream = ViewStream(reader, specs, batch_size, seed, device, threads, shuffle=False, part=(0, 1), batches=batches)
     for start in range(0, len(reader), batch_size):
         batch = next(stream)
         kept = min(batch_size, len(reader) - start)

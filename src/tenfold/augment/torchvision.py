@@ -1,7 +1,6 @@
-"""Views by torch and torchvision, for machines without DALI.
+"""Views by Pillow and torch, for machines without DALI.
 
-Colours, blur, crop and resizing are the papers' own (see :mod:`tenfold.augment.color`). Each sample's random
-draws depend on (seed, position) alone.
+Colours, blur, crop and resizing are the papers' own (see :mod:`tenfold.augment.color`), an operation at a time.
 """
 
 from __future__ import annotations
@@ -11,14 +10,17 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torchvision.transforms import v2
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from tenfold.augment import color
+from tenfold.augment.draws import ORDERS, Drawn, parameters, uniforms
 from tenfold.augment.evaluation import evaluation_view
+from tenfold.augment.fused import box, window_of
 from tenfold.augment.resample import resize
 from tenfold.augment.spec import ViewSpec
-from tenfold.config import BlurConfig, CropConfig, JitterConfig, ViewConfig
+from tenfold.config import BlurConfig, JitterConfig, ViewConfig
 from tenfold.data.decode import decode
 from tenfold.data.reader import RankOrder, SplitReader
 
@@ -36,119 +38,85 @@ class TorchvisionViews:
         seed: int,
     ) -> None:
         self._reader, self._batch_size, self._order = reader, batch_size, order
-        self._position, self._seed = position, seed
-        self._views = [(spec, None if spec.view is None else random_view(spec.view, spec.image_size)) for spec in specs]
+        self._position, self._seed, self._specs = position, seed, specs
 
     def next(self) -> list[Tensor]:
         """Return the next batch's views."""
-        columns: list[list[Tensor]] = [[] for _ in self._views]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # one small image at a time: more threads only wait for each other
-        with torch.random.fork_rng(devices=[]):
-            for position in range(self._position, self._position + self._batch_size):
-                pixels = decode(self._reader.image(self._order[position]).tobytes()).pixels
-                draws = np.random.SeedSequence([self._seed, self._order.position(position)]).generate_state(
-                    1, np.uint64
-                )
-                torch.manual_seed(int(draws[0]))
-                image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-                for column, (spec, transform) in zip(columns, self._views, strict=True):
-                    if transform is None:
-                        assert spec.evaluation is not None
-                        column.append(evaluation_view(pixels, spec.evaluation, spec.image_size))
-                    else:
-                        column.append(transform(image))
+        places = range(self._position, self._position + self._batch_size)
+        positions = np.array([self._order.position(place) for place in places])
+        images = [decode(self._reader.image(self._order[place]).tobytes()).pixels for place in places]
+        made = [self._made(spec, number, images, positions) for number, spec in enumerate(self._specs)]
         torch.set_num_threads(threads)
         self._position += self._batch_size
-        return [torch.stack(column) for column in columns]
+        return made
 
-    def state(self) -> Tensor:
-        """Return nothing: the position is all there is."""
-        return torch.empty(0, dtype=torch.uint8)
-
-
-class _Drawn(nn.Module):
-    """One operation of a view; all draws come from torch's generator."""
-
-    def __init__(self, apply: Callable[[Tensor], Tensor], probability: float = 1.0) -> None:
-        super().__init__()
-        self._apply_to, self._probability = apply, probability
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Apply the operation, with its probability."""
-        if self._probability < 1 and torch.rand(()) >= self._probability:
-            return image
-        return self._apply_to(image)
-
-
-def random_view(view: ViewConfig, size: int) -> v2.Transform:
-    """Return the transform of uint8 (3, H, W) to float32 (3, size, size) that ``view`` describes."""
-    steps: list[object] = [v2.ToDtype(torch.float32, scale=True)]
-    steps.append(_Drawn(partial(_crop, crop=view.crop, size=size)))
-    if view.affine is not None:
-        a = view.affine
-        affine = v2.RandomAffine(
-            a.rotate, (a.translate, a.translate), a.scale, (-a.shear, a.shear, -a.shear, a.shear),
-            interpolation=v2.InterpolationMode.BILINEAR,
-        )  # fmt: skip
-        steps.append(v2.RandomApply([affine], a.probability))
-    if view.jitter is not None:
-        steps.append(_Drawn(partial(_jitter, jitter=view.jitter), view.jitter.probability))
-    if view.grayscale > 0:
-        steps.append(_Drawn(color.grey, view.grayscale))
-    if view.blur is not None:
-        steps.append(_Drawn(partial(_blur, blur=view.blur, size=size), view.blur.probability))
-    if view.erase is not None:
-        steps.append(v2.RandomErasing(view.erase.probability, view.erase.area, ratio=(1.0, 1.0)))
-    if view.flip > 0:
-        steps.append(v2.RandomHorizontalFlip(view.flip))
-    return v2.Compose(steps)
-
-
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand(()))
-
-
-def crop_box(crop: CropConfig, height: int, width: int) -> tuple[int, int, int, int]:
-    """Draw a crop: top, left, height and width in pixels; see :class:`CropConfig` for the distribution."""
-    if crop.sampling == "area":
-        box = v2.RandomResizedCrop.make_params(
-            v2.RandomResizedCrop((1, 1), crop.area, crop.aspect, antialias=False), [torch.empty(3, height, width)]
+    def _made(
+        self, spec: ViewSpec, number: int, images: Sequence[NDArray[np.uint8]], positions: NDArray[np.int64]
+    ) -> Tensor:
+        if spec.evaluation is not None:
+            return torch.stack([evaluation_view(pixels, spec.evaluation, spec.image_size) for pixels in images])
+        view = spec.view or ViewConfig()
+        drawn = parameters(view, spec.image_size, uniforms(self._seed, positions, number))
+        return torch.stack(
+            [random_view(pixels, view, spec.image_size, p) for pixels, p in zip(images, drawn, strict=True)]
         )
-        return box["top"], box["left"], box["height"], box["width"]
-    aspect = _uniform(*crop.aspect)
-    least, most = ((share * height * width / aspect) ** 0.5 for share in crop.area)
-    most = min(most, height, width / aspect)
-    rows = _uniform(min(least, most), most)
-    high, wide = max(1, min(height, round(rows))), max(1, min(width, round(rows * aspect)))
-    top, left = int(_uniform(0, height - high + 1)), int(_uniform(0, width - wide + 1))
-    return min(top, height - high), min(left, width - wide), high, wide
 
 
-def _crop(image: Tensor, crop: CropConfig | None, size: int) -> Tensor:
-    if crop is None:
-        return resize(image, size, size, "linear")
-    top, left, height, width = crop_box(crop, image.shape[-2], image.shape[-1])
-    return resize(image[..., top : top + height, left : left + width], size, size, crop.interpolation)
+def random_view(pixels: NDArray[np.uint8], view: ViewConfig, size: int, p: NDArray[np.float32]) -> Tensor:
+    """Return the view of an image that the parameters ``p`` say.
 
+    Args:
+        pixels: (H, W, 3).
+        view: the configuration.
+        size: the view's side.
+        p: of :func:`tenfold.augment.draws.parameters`.
 
-def _jitter(image: Tensor, jitter: JitterConfig) -> Tensor:
-    bright = color.add_brightness if jitter.additive else color.brightness
-    about = 0.0 if jitter.additive else 1.0
-    exact = jitter.colours == "hsv"
-    operations: list[tuple[float, Callable[[Tensor, float], Tensor], float]] = [
-        (jitter.brightness, bright, about), (jitter.contrast, color.contrast, 1.0),
-        (jitter.saturation, color.saturation if exact else lambda x, f: color.turn_chroma(x, f, 0.0), 1.0),
-        (jitter.hue, color.hue if exact else lambda x, d: color.turn_chroma(x, 1.0, d), 0.0),
-    ]  # fmt: skip
-    order = torch.randperm(4).tolist() if jitter.order == "random" else range(4)
-    for number in order:
-        strength, apply, middle = operations[number]
-        if strength > 0:
-            low = middle - strength if middle == 0 else max(middle - strength, 0)
-            image = apply(image, _uniform(low, middle + strength))
+    Returns:
+        (3, size, size), float32 in [0, 1].
+    """
+    sampling, limits = window_of(view, None)
+    top, left, height, width = box(pixels.shape[0], pixels.shape[1], sampling, limits, p)
+    cut = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1).float() / 255
+    image = resize(cut, size, size, view.crop.interpolation if view.crop is not None else "linear")
+    if p[Drawn.FLIP]:
+        image = image.flip(-1)
+    if p[Drawn.WARPED]:
+        image = _warp(image, torch.from_numpy(p[Drawn.WARP : Drawn.WARP + 6]).view(2, 3))
+    if view.jitter is not None and p[Drawn.JITTERED]:
+        image = _jitter(image, view.jitter, p)
+    if p[Drawn.GREY]:
+        image = color.grey(image)
+    if p[Drawn.SIGMA]:
+        image = color.blur(image, float(p[Drawn.SIGMA]), BlurConfig.radius(size)).clamp(0, 1)
+    if p[Drawn.ERASED]:
+        rows, first, start = (
+            int(np.floor(p[d] * size + 0.5)) for d in (Drawn.ERASED, Drawn.ERASED_TOP, Drawn.ERASED_LEFT)
+        )
+        image = image.clone()
+        image[:, first : first + rows, start : start + rows] = 0
     return image
 
 
-def _blur(image: Tensor, blur: BlurConfig, size: int) -> Tensor:
-    return color.blur(image, _uniform(*blur.sigma), blur.radius(size)).clamp(0, 1)
+def _warp(image: Tensor, matrix: Tensor) -> Tensor:
+    size = image.shape[-1]
+    places = torch.arange(size, dtype=torch.float32)
+    rows, columns = torch.meshgrid(places, places, indexing="ij")
+    source = torch.stack([columns, rows, torch.ones_like(rows)], -1) @ matrix.T
+    grid = 2 * source / (size - 1) - 1
+    return F.grid_sample(image[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=True)[0]
+
+
+def _jitter(image: Tensor, jitter: JitterConfig, p: NDArray[np.float32]) -> Tensor:
+    exact = jitter.colours == "hsv"
+    operations: list[tuple[Callable[[Tensor, float], Tensor], Drawn]] = [
+        (color.add_brightness if jitter.additive else color.brightness, Drawn.BRIGHTNESS),
+        (color.contrast, Drawn.CONTRAST),
+        (color.saturation if exact else partial(color.turn_chroma, turn=0.0), Drawn.SATURATION),
+        (color.hue if exact else lambda x, turn: color.turn_chroma(x, 1.0, turn), Drawn.TURN),
+    ]
+    for number in ORDERS[int(p[Drawn.ORDER])]:
+        apply, column = operations[number]
+        image = apply(image, float(p[column]))
+    return image

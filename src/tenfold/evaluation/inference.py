@@ -9,24 +9,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tenfold.augment.evaluation import evaluation_view
+from tenfold.augment.evaluation import evaluation_views
 from tenfold.augment.spec import ViewSpec
-from tenfold.config import EvalViewConfig
-from tenfold.data.decode import decode
+from tenfold.config import Description, EvalViewConfig
 from tenfold.data.reader import SplitReader
+from tenfold.errors import DataError
 
 Floats = NDArray[np.float64]
 
 
 def evaluation_images(reader: SplitReader, spec: ViewSpec, numbers: Sequence[int] | None = None) -> Tensor:
     """Return the evaluation view (N, 3, side, side) of the samples ``numbers``, or of all, as serving makes it."""
-    config = spec.evaluation or EvalViewConfig()
-    return torch.stack(
-        [
-            evaluation_view(decode(reader.image(number).tobytes()).pixels, config, spec.image_size)
-            for number in (range(len(reader)) if numbers is None else numbers)
-        ]
-    )
+    wanted = range(len(reader)) if numbers is None else numbers
+    images = [reader.image(number).tobytes() for number in wanted]
+    return evaluation_views(images, spec.evaluation or EvalViewConfig(), spec.image_size, torch.get_num_threads())
+
+
+def require_view(description: Description, spec: ViewSpec, what: str) -> None:
+    """Refuse to show a network another view than the one that it was made for.
+
+    Raises:
+        DataError: side, crop or interpolation differ.
+    """
+    made = {"image_size": description.image_size, **description.evaluation.model_dump()}
+    shown = {"image_size": spec.image_size, **(spec.evaluation or EvalViewConfig()).model_dump()}
+    differing = [f"{name} {made[name]} (here {shown[name]})" for name in made if made[name] != shown[name]]
+    if differing:
+        raise DataError(f"the {what} was made for another view: {', '.join(differing)}; train it on this one")
 
 
 @torch.no_grad()
