@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import time
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from tenfold.augment.spec import ViewSpec, resolve_specs
 from tenfold.augment.stream import ViewStream
@@ -19,11 +22,15 @@ from tenfold.config import AugmentConfig
 from tenfold.data.decode import decode
 from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
+from tenfold.evaluation.view_check import Recognised, recognised
+from tenfold.models.saved import build_encoder
 from tenfold.training.device import prepare
 from tenfold.work import Work
 
 _SHOWN, _TILE = 8, 64
 _STATISTICS_IMAGES = 2000
+#: Labelled images that mirroring is checked with, and views a step of measuring the network.
+_CHECKED, _NEED_BATCH = 1000, 64
 
 
 CONFIGS = {"augment": AugmentConfig}
@@ -75,14 +82,27 @@ def run(config: AugmentConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     shown = {name: named[name] for name in _SHOWN_VIEWS}
     sheet = contact_sheet(reader, shown, device, work)
     sheet.save(outputs.views / "preview.png")
+    labelled = SplitReader(open_dataset(inputs.dataset), "labelled", work.cache)
+    doubt = check_flip(config, labelled, specs.evaluation, work)
+    if doubt is not None:
+        work.reporter.warn(doubt[0])
+        flipped_sheet(labelled, specs.evaluation, doubt[1], work).save(outputs.views / "flipped.png")
+    need = training_need(config, device)
+    if need > rate:
+        work.reporter.warn(
+            f"the views come at {rate:,.0f} a second and pretraining can take {need:,.0f}: it would wait "
+            f"{1 - rate / need:.0%} of the time. Give the stage more cores (TENFOLD_THREADS is "
+            f"{work.environment.threads}), or make smaller or simpler views"
+        )
     facts = {
         "views": {name: spec.model_dump() for name, spec in named.items()}, "hashes": hashes,
-        "channels": statistics, "throughput_views_per_second": rate, "device": device.type,
-        "threads": work.environment.threads,
+        "channels": statistics, "throughput_views_per_second": rate, "training_takes_views_per_second": need,
+        "device": device.type, "threads": work.environment.threads,
+        "flip": doubt[0] if doubt else None,
     }  # fmt: skip
     (outputs.views / "views.json").write_text(json.dumps(facts, indent=1))
-    outputs.preview.write_text(_page(outputs.views / "preview.png", facts, list(shown)))
-    work.tracker.metrics({"views_per_second": rate})
+    outputs.preview.write_text(_page(outputs.views, facts, list(shown)))
+    work.tracker.metrics({"views_per_second": rate, "training_views_per_second": need})
     work.tracker.tags({f"tenfold.view.{name}": value for name, value in hashes.items()})
     work.tracker.artifact(outputs.views, "views")
     return Views(**{name: spec.encoded() for name, spec in named.items()})
@@ -112,6 +132,69 @@ def throughput(reader: SplitReader, spec: ViewSpec, device: torch.device, work: 
     return views / (time.monotonic() - start)
 
 
+def training_need(config: AugmentConfig, device: torch.device) -> float:
+    """Return how many views a second the pretraining network takes: forward and backward, measured for a second."""
+    feeds = config.feeds
+    if feeds is None:
+        return 0.0
+    model = build_encoder(feeds.network).to(device).train()
+    views = torch.rand(min(feeds.batch_size, _NEED_BATCH), 3, config.image_size, config.image_size, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=feeds.precision == "bfloat16"):
+            loss = model(views).float().square().mean()
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    step()
+    start, done = time.monotonic(), 0
+    while done == 0 or time.monotonic() - start < 1.0:
+        step()
+        done += len(views)
+    return done / (time.monotonic() - start)
+
+
+def check_flip(config: AugmentConfig, reader: SplitReader, spec: ViewSpec, work: Work) -> tuple[str, Recognised] | None:
+    """Return what speaks against mirroring, where the labelled images do; ``spec`` is the evaluation's view."""
+    views = {"contrastive": config.contrastive, "weak": config.weak, "strong": config.strong}
+    users = [f"augment.{name}.flip" for name, view in views.items() if view.flip > 0]
+    images, labels = _labelled(reader, spec, work)
+    found = recognised(images, images.flip(3), labels)
+    if not users or not found.suspect:
+        return None
+    return (
+        f"{', '.join(users)}: of {found.images} labelled images {found.before} lie next to one of their own class, "
+        f"mirrored only {found.after}. Mirroring seems to change the class, as it does with digits and text; the "
+        "report's page of views shows some. Set it to 0 unless you know better"
+    ), found
+
+
+def _labelled(reader: SplitReader, spec: ViewSpec, work: Work) -> tuple[Tensor, NDArray[np.int64]]:
+    count = min(len(reader), _CHECKED)
+    cpu, threads = torch.device("cpu"), work.environment.threads
+    stream = ViewStream(reader, [spec], count, 0, cpu, threads, shuffle=False, part=(0, 1), batches=1)
+    return next(stream).views[0], reader.labels()[:count]
+
+
+def flipped_sheet(reader: SplitReader, spec: ViewSpec, found: Recognised, work: Work) -> Image.Image:
+    """Return a picture: a row an image; itself, mirrored, and the image that this is nearest to."""
+    images, labels = _labelled(reader, spec, work)
+    rows, gap, text = found.lost[:_SHOWN], 6, 18
+    sheet = Image.new("RGB", (3 * (_TILE + gap) + gap, len(rows) * (_TILE + gap + text) + gap), (128, 128, 128))
+    draw = ImageDraw.Draw(sheet)
+    for place, number in enumerate(rows):
+        near = int(found.nearest[number])
+        own, other = reader.classes[labels[number]], reader.classes[labels[near]]
+        tiles = [(images[number], own), (images[number].flip(2), "mirrored"), (images[near], other)]
+        for column, (view, caption) in enumerate(tiles):
+            left, top = gap + column * (_TILE + gap), gap + place * (_TILE + gap + text)
+            picture = Image.fromarray((view.permute(1, 2, 0).numpy() * 255).round().clip(0, 255).astype(np.uint8))
+            sheet.paste(picture.resize((_TILE, _TILE), Image.Resampling.NEAREST), (left, top))
+            draw.text((left, top + _TILE), caption[:12], fill=(255, 255, 255))
+    return sheet
+
+
 def contact_sheet(reader: SplitReader, specs: dict[str, ViewSpec], device: torch.device, work: Work) -> Image.Image:
     """Return a picture: a row an image; the original, the evaluation view, and two draws of each random view."""
     columns = [("evaluation", specs["evaluation"])]
@@ -137,14 +220,19 @@ def contact_sheet(reader: SplitReader, specs: dict[str, ViewSpec], device: torch
     return sheet
 
 
-def _page(picture: Path, facts: dict[str, object], names: list[str]) -> str:
-    import base64
+def _page(views: Path, facts: dict[str, object], names: list[str]) -> str:
+    def image(name: str, alt: str) -> str:
+        data = base64.b64encode((views / name).read_bytes()).decode()
+        return f"<img alt='{alt}' src='data:image/png;base64,{data}'>"
 
-    data = base64.b64encode(picture.read_bytes()).decode()
     text = json.dumps({"channels": facts["channels"], "hashes": facts["hashes"]}, indent=1)
+    doubt = "" if facts["flip"] is None else (
+        f"<h2>Does mirroring change the class?</h2><p>{html.escape(str(facts['flip']))}</p><p>Columns: a labelled "
+        f"image, the same mirrored, and the image that this is nearest to.</p>{image('flipped.png', 'mirrored images')}"
+    )  # fmt: skip
     return (
         "<!doctype html><meta charset='utf-8'><title>Views</title><style>body{font:15px system-ui;margin:2em}"
         "img{max-width:100%;image-rendering:pixelated}</style><h1>What the views look like</h1>"
         f"<p>Columns: the original, then {', '.join(names)}; two draws of each random view.</p>"
-        f"<img alt='sample views' src='data:image/png;base64,{data}'><pre>{text}</pre>"
+        f"{image('preview.png', 'sample views')}{doubt}<pre>{html.escape(text)}</pre>"
     )

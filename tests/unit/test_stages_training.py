@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,21 @@ from tenfold.components.finetune import stage as finetune
 from tenfold.components.pretrain import stage as pretrain
 from tenfold.config import (
     AugmentConfig,
+    DataConfig,
     EvalViewConfig,
     FinetuneConfig,
     PretrainConfig,
 )
+from tenfold.data.build import build_dataset
 from tenfold.data.decode import decode
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
+from tenfold.data.sources import open_source
 from tenfold.errors import DataError
 from tenfold.fingerprint import digest
 from tenfold.models.saved import load, load_classifier
 from tenfold.progress import Reporter
+from tenfold.storage import FileStore
 from tenfold.work import Work
 
 
@@ -46,6 +51,54 @@ def test_augment_gives_each_stage_its_view_and_shows_them(
     with Image.open(outputs.views / "preview.png") as sheet:
         assert len(np.unique(np.asarray(sheet))) > 50
     assert "data:image/png;base64," in outputs.preview.read_text()
+
+
+@pytest.fixture(scope="module")
+def more_digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The digits with ten labels a class."""
+    config = DataConfig.model_validate({"labels": {"per_class": 10}, "split": {"test_fraction": 0.3}})
+    return build_dataset(open_source("digits"), config, FileStore(tmp_path_factory.mktemp("more") / "store"))[0]
+
+
+def heard(work: Work, folder: Path) -> tuple[Work, Callable[[], list[str]]]:
+    """Return ``work`` with a reporter that is listened to, and what gives its warnings."""
+    path = folder / "events.jsonl"
+
+    def warnings() -> list[str]:
+        events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [event["text"] for event in events if event["kind"] == "warning"]
+
+    return replace(work, reporter=Reporter(work.stage, path)), warnings
+
+
+def test_augment_warns_with_a_picture_of_a_flip_that_breaks_digits(
+    more_digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
+) -> None:
+    for flip in (0.5, 0.0):
+        views = {"contrastive": {"flip": flip}, "weak": {"flip": 0}, "strong": {"flip": flip}}
+        config = AugmentConfig.model_validate({"image_size": SIDE, **views})
+        outputs = augment.Outputs(tmp_path / f"views{flip}", tmp_path / "preview.html")
+        at_work, warnings = heard(work("augment"), outputs.views)
+        augment.run(config, augment.Inputs(more_digits.uri), outputs, at_work)
+        facts = json.loads((outputs.views / "views.json").read_text())
+        assert warnings() == ([facts["flip"]] if flip else [])
+        assert outputs.preview.read_text().count("<img") == (2 if flip else 1)
+        if flip:
+            assert facts["flip"].startswith("augment.contrastive.flip, augment.strong.flip: of 100 labelled images")
+            with Image.open(outputs.views / "flipped.png") as picture:
+                assert len(np.unique(np.asarray(picture))) > 10
+
+
+def test_augment_warns_where_the_views_cannot_keep_up_with_the_network(
+    digits: Dataset, tmp_path: Path, work: Callable[[str], Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeds = {"network": TINY, "precision": "float32", "batch_size": 8}
+    config = AugmentConfig.model_validate({"image_size": SIDE, "weak": {"flip": 0}, "feeds": feeds})
+    at_work, warnings = heard(work("augment"), tmp_path)
+    assert augment.training_need(config, torch.device("cpu")) > 10
+    monkeypatch.setattr(augment, "throughput", lambda *_: 1.0)
+    augment.run(config, augment.Inputs(digits.uri), augment.Outputs(tmp_path / "v", tmp_path / "p.html"), at_work)
+    assert any("the views come at 1 a second" in text and "it would wait" in text for text in warnings())
 
 
 def test_channel_statistics_are_those_of_the_pixels(digits: Dataset) -> None:

@@ -6,8 +6,9 @@ canonical JSON string, which holds the fields that decide that stage's result an
 changed field reruns what depends on it and nothing before it.
 """
 
+from tenfold.config.augment import AugmentConfig, FeedsConfig
 from tenfold.config.base import Section
-from tenfold.config.data import DataConfig, LabelsConfig, SplitConfig
+from tenfold.config.data import DataConfig, LabelsConfig, ShrinkConfig, SplitConfig
 from tenfold.config.loading import changed, compose, load_config
 from tenfold.config.networks import Description, HeadConfig, ResNetConfig, TimmConfig
 from tenfold.config.presets import About, about_preset, load_preset, preset_names
@@ -29,7 +30,6 @@ from tenfold.config.training import (
 )
 from tenfold.config.views import (
     AffineConfig,
-    AugmentConfig,
     BlurConfig,
     CropConfig,
     EraseConfig,
@@ -53,6 +53,7 @@ __all__ = [
     "EraseConfig",
     "EvalViewConfig",
     "EvaluateConfig",
+    "FeedsConfig",
     "FinetuneConfig",
     "HeadConfig",
     "InitConfig",
@@ -69,6 +70,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "SelfTrainConfig",
+    "ShrinkConfig",
     "SplitConfig",
     "SupervisedConfig",
     "TimmConfig",

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from tenfold.config.augment import AugmentConfig, FeedsConfig
 from tenfold.config.base import Name, Positive, Section, Seed
 from tenfold.config.data import DataConfig
 from tenfold.config.training import (
@@ -16,7 +17,6 @@ from tenfold.config.training import (
     PseudoLabelConfig,
     SelfTrainConfig,
 )
-from tenfold.config.views import AugmentConfig
 from tenfold.fingerprint import canonical_json
 
 
@@ -56,7 +56,8 @@ class RunConfig(Section):
     def resolved(self) -> RunConfig:
         """Return the run with what is still open decided.
 
-        Each stage's seed is the run's unless set, and the baseline's network is the student's.
+        Each stage's seed is the run's unless set, the baseline's network is the student's, and the views feed
+        pretraining's.
         """
         update: dict[str, Any] = {}
         for name in STAGES:
@@ -65,6 +66,9 @@ class RunConfig(Section):
                 update[SECTIONS[name]] = section.model_copy(update={"seed": self.seed})
         if not self.self_train.enabled:  # then nothing else of it decides anything
             update["self_train"] = SelfTrainConfig(enabled=False, seed=0)
+        feeds = FeedsConfig.model_validate(self.pretrain.model_dump(include={"network", "precision", "batch_size"}))
+        if self.pretrain.init is None or not self.pretrain.init.skip:
+            update["augment"] = self.augment.model_copy(update={"feeds": feeds})
         update["baseline"] = update.get("baseline", self.baseline).model_copy(update=self._student())
         return self.model_copy(update=update)
 
@@ -79,6 +83,8 @@ class RunConfig(Section):
     def _fits(self) -> RunConfig:
         if self.baseline.network or self.baseline.head or self.baseline.from_head_layer:
             raise ValueError("the baseline has the student's network; set distill.network instead")
+        if self.augment.feeds is not None:
+            raise ValueError("augment.feeds is pretraining's; set pretrain instead")
         if self.distill.init == "finetuned" and self.distill.network != self.pretrain.network:
             raise ValueError("distill.init is finetuned, so distill.network must equal pretrain.network")
         if self.finetune.from_head_layer > self.pretrain.head.layers:

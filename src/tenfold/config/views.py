@@ -91,17 +91,3 @@ class EvalViewConfig(Section):
 
     crop_proportion: float = Field(0.875, gt=0, le=1)
     interpolation: Interpolation = "cubic"
-
-
-class AugmentConfig(Section):
-    """Every view that a run uses."""
-
-    backend: Literal["auto", "dali", "torchvision"] = "auto"
-    image_size: int = Field(32, ge=8, le=1024, description="side of a view in pixels")
-    contrastive: ViewConfig = ViewConfig(jitter=JitterConfig(), grayscale=0.2, blur=BlurConfig())
-    weak: ViewConfig = ViewConfig()
-    strong: ViewConfig = ViewConfig(jitter=JitterConfig(), grayscale=0.2)
-    evaluation: EvalViewConfig = EvalViewConfig()
-    baseline: Literal["weak", "strong"] = Field("weak", description="view that the baseline trains on")
-    finetune: Literal["weak", "strong"] = Field("weak", description="view that fine-tuning trains on")
-    distill: Literal["weak", "strong"] = Field("weak", description="view that the student trains on")
