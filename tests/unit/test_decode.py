@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tenfold.data.decode import Decoded, decode, encode_png
+from tenfold.config import ShrinkConfig
+from tenfold.data.decode import Decoded, decode, encode_png, examine
 from tenfold.errors import BadImageError
 
 Pixels = NDArray[np.uint8]
@@ -269,3 +270,59 @@ def test_an_image_of_just_the_allowed_size_passes() -> None:
 
 def test_what_is_encoded_as_png_is_the_same_bytes_again() -> None:
     assert encode_png(noise()) == encode_png(noise())
+
+
+# --- what is known of an image that goes into a shard ---------------------------------------------------
+
+
+def scene(height: int, width: int) -> Image.Image:
+    rows, columns = np.linspace(0, 5, height)[:, None, None], np.linspace(0, 7, width)[None, :, None]
+    return Image.fromarray((127 + 120 * np.sin(rows + columns * np.array([1.0, 0.7, 0.4]))).astype(np.uint8))
+
+
+KINDS: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: saved(scene(375, 500), "JPEG"),
+    "progressive jpeg": lambda: saved(scene(375, 500), "JPEG", progressive=True),
+    "grey jpeg": lambda: saved(scene(375, 500).convert("L"), "JPEG"),
+    "jpeg of RGB planes": lambda: saved(scene(80, 90), "JPEG", keep_rgb=True),
+    "small jpeg": lambda: saved(scene(7, 5), "JPEG"),
+    "rotated jpeg": lambda: saved(scene(100, 200), "JPEG", exif=orientation(6)),
+    "cmyk jpeg": lambda: saved(scene(100, 200).convert("CMYK"), "JPEG"),
+    "png": lambda: saved(scene(100, 200), "PNG"),
+    "webp": lambda: saved(scene(100, 200), "WEBP", lossless=True),
+    "16-bit png": lambda: png16(noise(20, 30, 1)[..., 0].astype(np.uint16) * 257),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_examined_image_is_kept_as_a_decoded_one(kind: str) -> None:
+    data = KINDS[kind]()
+    examined, decoded = examine(data), decode(data)
+    assert (examined.encoded, examined.extension) == (decoded.encoded, decoded.extension)
+    assert (examined.height, examined.width) == decoded.pixels.shape[:2]
+    again = examine(encode_png(decoded.pixels))
+    assert (examined.look ^ again.look).bit_count() <= 3, "an eighth of the size looks alike"
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.8, 0.99])
+def test_a_large_jpeg_that_is_cut_is_refused_whichever_scan_it_was_cut_in(progressive: bool, share: float) -> None:
+    data = saved(Image.fromarray(noise(300, 400)), "JPEG", progressive=progressive)
+    with pytest.raises(BadImageError, match="truncated or damaged"):
+        examine(data[: int(share * len(data))])
+
+
+def test_a_large_image_is_shrunk_and_a_small_one_keeps_its_bytes() -> None:
+    shrink = ShrinkConfig(longest=64, quality=95)
+    large = examine(saved(scene(100, 200), "PNG"), shrink=shrink)
+    assert (large.extension, large.width, large.height) == ("jpg", 64, 32)
+    pixels = decode(large.encoded).pixels.astype(float)
+    assert np.abs(pixels - np.asarray(scene(100, 200).resize((64, 32), Image.Resampling.LANCZOS))).mean() < 3
+    assert large == examine(saved(scene(100, 200), "PNG"), shrink=shrink)
+    for data in (saved(scene(60, 64), "JPEG"), saved(scene(60, 64), "PNG")):
+        assert examine(data, shrink=shrink).encoded == data
+
+
+def test_a_large_rotated_jpeg_is_shrunk_upright() -> None:
+    made = examine(saved(scene(100, 200), "JPEG", exif=orientation(6)), shrink=ShrinkConfig(longest=50))
+    assert (made.width, made.height) == (25, 50)

@@ -29,10 +29,17 @@ class SplitConfig(Section):
     seed: Seed = 0
 
 
+class ShrinkConfig(Section):
+    """Images whose longer side exceeds ``longest`` pixels are shrunk to it and kept as JPEG of this ``quality``."""
+
+    longest: int = Field(ge=16)
+    quality: int = Field(92, ge=1, le=100)
+
+
 class DataConfig(Section):
     """The images: where they are, which are labelled, which are for testing."""
 
-    source: str = Field("", description="a folder, s3://bucket/prefix, a table of images, or 'digits'")
+    source: str = Field("", description="a folder, s3://bucket/prefix, a table, torchvision://NAME, digits")
     annotations: str | None = Field(None, description="table in the source with the columns path, label, split, group")
     labels: LabelsConfig = LabelsConfig()
     split: SplitConfig = SplitConfig()
@@ -43,3 +50,4 @@ class DataConfig(Section):
     max_bad_fraction: Probability = Field(0.05, description="share of unreadable images that stops the run")
     allow_leaks: bool = Field(False, description="go on where the same image is for training and for testing")
     max_pixels: int = Field(64_000_000, ge=1, description="larger images are refused from their header")
+    shrink: ShrinkConfig | None = Field(None, description="re-encode larger images; without it bytes stay as they are")

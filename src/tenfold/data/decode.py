@@ -7,14 +7,17 @@ them, meets a CMYK, 16-bit, palette or rotated image.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from tenfold.config import ShrinkConfig
 from tenfold.errors import BadImageError
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of odd tags; what cannot be read is an error
@@ -39,12 +42,29 @@ class Decoded:
         pixels: height x width x 3, uint8, RGB.
         encoded: the bytes to keep.
         extension: ``jpg`` or ``png``, of ``encoded``.
-        look: perceptual hash: whether each of 8 x 8 cells is brighter than its right neighbour (dHash), 64 bits.
     """
 
     pixels: NDArray[np.uint8]
     encoded: bytes
     extension: str
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is known of an image that goes into a shard.
+
+    Attributes:
+        encoded: the bytes to keep.
+        extension: ``jpg`` or ``png``, of ``encoded``.
+        width: in pixels, of ``encoded``.
+        height: the same.
+        look: perceptual hash: whether each of 8 x 8 cells is brighter than its right neighbour (dHash), 64 bits.
+    """
+
+    encoded: bytes
+    extension: str
+    width: int
+    height: int
     look: int
 
 
@@ -57,6 +77,54 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
     Raises:
         BadImageError: empty, no image, truncated, damaged, or more than ``max_pixels`` by its header.
     """
+    image = _opened(data, max_pixels)
+    with _reading():
+        image.load()
+        plain = _is_plain(image, data)
+        rgb = _to_rgb(image)
+    pixels = np.asarray(rgb)
+    if plain:
+        return Decoded(pixels, data, _extension(image))
+    return Decoded(pixels, encode_png(pixels), "png")
+
+
+def examine(data: bytes, max_pixels: int = 64_000_000, shrink: ShrinkConfig | None = None) -> Examined:
+    """Check that ``data`` is a whole image, and say what of it is kept.
+
+    All of the compressed data is read. Of a plain JPEG the pixels are not computed in full: its coefficients are, which
+    is where damage shows, and from those a picture of an eighth of the size.
+
+    Args:
+        data: as in :func:`decode`.
+        max_pixels: as in :func:`decode`.
+        shrink: make large images smaller.
+
+    Raises:
+        BadImageError: as :func:`decode`.
+    """
+    image = _opened(data, max_pixels)
+    width, height = image.size
+    large = shrink is not None and max(width, height) > shrink.longest
+    if not large and image.format == "JPEG":
+        with _reading():
+            plain = _is_plain(image, data)
+            if plain:
+                image.draft("L", (9 * 8, 8 * 8))
+                image.load()
+        if plain:
+            return Examined(data, "jpg", width, height, _look(image))
+    decoded = decode(data, max_pixels)
+    rgb = Image.fromarray(decoded.pixels)
+    if large:
+        assert shrink is not None
+        rgb.thumbnail((shrink.longest, shrink.longest), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        rgb.save(buffer, format="JPEG", quality=shrink.quality, subsampling=0 if shrink.quality > 90 else 2)
+        return Examined(buffer.getvalue(), "jpg", *rgb.size, _look(rgb))
+    return Examined(decoded.encoded, decoded.extension, *rgb.size, _look(rgb))
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise BadImageError("empty file")
     try:
@@ -68,21 +136,23 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
     width, height = image.size
     if width * height > max_pixels:
         raise BadImageError(f"{width} x {height} pixels, more than max_pixels={max_pixels}")
+    return image
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
     try:
-        image.load()
-        plain = _is_plain(image, data)
-        extension = "jpg" if image.format == "JPEG" else "png"
-        rgb = _to_rgb(image)
+        yield
     except Exception as error:
         raise BadImageError(f"truncated or damaged: {_told(error)}") from None
-    pixels = np.asarray(rgb)
-    if plain:
-        return Decoded(pixels, data, extension, _look(rgb))
-    return Decoded(pixels, encode_png(pixels), "png", _look(rgb))
 
 
-def _look(rgb: Image.Image) -> int:
-    small = rgb.resize((9, 8), Image.Resampling.BOX, reducing_gap=1.0).convert("L")
+def _extension(image: Image.Image) -> str:
+    return "jpg" if image.format == "JPEG" else "png"
+
+
+def _look(image: Image.Image) -> int:
+    small = image.resize((9, 8), Image.Resampling.BOX, reducing_gap=1.0).convert("L")
     cells = np.asarray(small)
     return int.from_bytes(np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes(), "big")
 

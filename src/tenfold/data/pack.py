@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from tenfold.data.annotations import Row
-from tenfold.data.decode import decode
+from tenfold.data.decode import examine
 from tenfold.data.manifest import Shard
 from tenfold.data.parquet import as_parquet, from_parquet
 from tenfold.data.plan import Plan, read_rows
@@ -127,16 +127,15 @@ def checking(plan: Plan, source: Source) -> Check:
         facts: dict[str, Any] = {"number": number, **row._asdict()}
         data = _read_whole(source, row)
         try:
-            image = decode(data, plan.max_pixels)
+            image = examine(data, plan.max_pixels, plan.shrink)
         except BadImageError as error:
             return Checked({**facts, "reason": str(error)}, None)
         content = hashlib.sha256(data).hexdigest()
         side = side_of(row, content, plan.split, own_test=plan.own_test)
         key = sample_key(row.path, content)
-        height, width = image.pixels.shape[:2]
         stored = content if image.encoded is data else hashlib.sha256(image.encoded).hexdigest()
-        facts |= {"side": side, "content": content, "stored": stored, "key": key, "width": width, "height": height,
-                  "look": image.look}  # fmt: skip
+        facts |= {"side": side, "content": content, "stored": stored, "key": key, "width": image.width,
+                  "height": image.height, "look": image.look}  # fmt: skip
         if side == "out":
             return Checked(facts, None)
         label = row.label if side == "test" else None
