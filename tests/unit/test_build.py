@@ -195,7 +195,7 @@ def test_what_is_known_of_the_source_lies_beside_the_manifest(images: Path, tmp_
     assert record["source"] == images.as_uri()
     tables = [from_parquet(dataset.store, key) for tables in record["history"]["generations"] for key in tables]
     assert sum(len(table) for table in tables) == 37
-    assert images.as_uri().encode() not in dataset.manifest.encoded()
+    assert images.as_uri() not in dataset.manifest.model_dump_json()
 
 
 # --- what cannot be used -------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_damaged_manifest_is_refused(images: Path, tmp_path: Path) -> None:
     dataset = build(images, tmp_path / "store")
     data = dataset.store.read(manifest_key(dataset.digest))
     dataset.store.write(manifest_key(dataset.digest), data.replace(b'"a"', b'"A"', 1))
-    with pytest.raises(DataError, match=rf"the manifest at {dataset.uri} is damaged: its sha256 is"):
+    with pytest.raises(DataError, match=rf"{dataset.uri}/manifest.json is damaged: its sha256 is"):
         open_dataset(dataset.uri)
     with pytest.raises(ConflictError):
         publish(dataset.store, dataset.manifest)
@@ -302,7 +302,7 @@ def test_a_dataset_address_ends_in_its_digest() -> None:
 
 def test_an_empty_manifest_encodes_the_same_bytes_each_time() -> None:
     manifest = Manifest(classes=["b", "a"], splits={}, quarantined=[])
-    assert manifest.encoded() == b'{"classes":["b","a"],"leaks":[],"quarantined":[],"splits":{},"version":2}'
+    assert manifest.divided()[0] == b'{"classes":["b","a"],"leaks":[],"quarantined":[],"splits":{},"version":2}'
 
 
 # --- the stage -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tenfold.data.changes import History
-from tenfold.data.manifest import Manifest
+from tenfold.data.manifest import open_dataset
 from tenfold.storage import Entry, Store
 
 #: What packers write before a manifest names it; a sharding that is at work now must not lose it.
@@ -22,7 +22,7 @@ def find_garbage(store: Store) -> list[Entry]:
     for entry in store.list("datasets/"):
         name = entry.key.rpartition("/")[2]
         if name == "manifest.json":
-            manifest = Manifest.model_validate_json(store.read(entry.key))
+            manifest = open_dataset(f"{store.uri}/{entry.key.removesuffix('/manifest.json')}").manifest
             names = (shard.sha256 for split in manifest.splits.values() for shard in split.shards)
             kept |= {f"shards/{name}.{suffix}" for name in names for suffix in ("tar", "idx")}
         elif name.startswith("source-"):

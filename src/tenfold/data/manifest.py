@@ -7,16 +7,19 @@ beside it and is no part of it: the same images give the same digest wherever th
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tenfold.errors import DataError, first_fault
 from tenfold.fingerprint import canonical_json, digest
 from tenfold.storage import Store, open_store
 
 SplitName = Literal["unlabelled", "labelled", "test"]
+#: A longer list of shards lies in parts of this length beside the manifest.
+SHARDS_A_PART = 10_000
 SPLITS: tuple[SplitName, ...] = ("unlabelled", "labelled", "test")
 
 
@@ -42,12 +45,20 @@ class Shard(_Document):
         return self.count - len(self.dropped)
 
 
+_SHARDS = TypeAdapter(list[Shard])
+_AT_ONCE = 8
+
+
 class SplitShards(_Document):
-    """A split: its shards in order, and how many images of each class it holds (empty: no labels inside)."""
+    """A split: its shards in order, and how many images of each class it holds (empty: no labels inside).
+
+    ``parts``: digests of the parts of a list of shards that is too long for the manifest itself.
+    """
 
     count: int
     class_counts: dict[str, int]
     shards: list[Shard]
+    parts: list[str] = []
 
 
 class Quarantined(_Document):
@@ -66,9 +77,22 @@ class Manifest(_Document):
     quarantined: list[Quarantined]
     leaks: list[tuple[str, str]] = []
 
-    def encoded(self) -> bytes:
-        """Return the bytes whose sha256 names the data set."""
-        return canonical_json(self.model_dump()).encode()
+    def divided(self) -> tuple[bytes, dict[str, bytes]]:
+        """Return the bytes whose sha256 names the data set, and the parts that they name, by digest."""
+        document, parts = self.model_dump(), dict[str, bytes]()
+        for split in document["splits"].values():
+            shards = split["shards"]
+            names = []
+            for start in range(0, len(shards), SHARDS_A_PART) if len(shards) > SHARDS_A_PART else ():
+                data = canonical_json(shards[start : start + SHARDS_A_PART]).encode()
+                names.append(digest(data))
+                parts[names[-1]] = data
+            if names:
+                split["shards"] = []
+            split["parts"] = names
+            if not names:  # as it was before there were parts
+                del split["parts"]
+        return canonical_json(document).encode(), parts
 
 
 @dataclass(frozen=True)
@@ -90,9 +114,16 @@ def manifest_key(name: str) -> str:
     return f"datasets/{name}/manifest.json"
 
 
+def part_key(name: str) -> str:
+    """Return the key of the part of a manifest whose digest is ``name``."""
+    return f"datasets/parts/{name}.json"
+
+
 def publish(store: Store, manifest: Manifest) -> Dataset:
-    """Write the manifest under its digest; the same one twice is fine."""
-    data = manifest.encoded()
+    """Write the manifest under its digest, its parts before; the same one twice is fine."""
+    data, parts = manifest.divided()
+    for part, content in parts.items():
+        store.create(part_key(part), content)
     name = digest(data)
     store.create(manifest_key(name), data)
     return Dataset(store, name, manifest)
@@ -119,15 +150,32 @@ def open_dataset(uri: str) -> Dataset:
     """
     name = dataset_digest(uri)
     store = open_store(uri.rstrip("/").rpartition("/datasets/")[0])
-    data = store.read(manifest_key(name))
-    if digest(data) != name:
-        raise DataError(f"the manifest at {uri} is damaged: its sha256 is {digest(data)}")
+    data = _checked(store, manifest_key(name), name)
     try:
-        return Dataset(store, name, Manifest.model_validate_json(data))
+        manifest = Manifest.model_validate_json(data)
+        return Dataset(store, name, _joined(store, manifest))
     except ValidationError as error:
         raise DataError(
             f"the manifest at {uri} cannot be read by this version: {first_fault(error.errors())}"
         ) from None
+
+
+def _checked(store: Store, key: str, name: str) -> bytes:
+    data = store.read(key)
+    if digest(data) != name:
+        raise DataError(f"{store.uri}/{key} is damaged: its sha256 is {digest(data)}")
+    return data
+
+
+def _joined(store: Store, manifest: Manifest) -> Manifest:
+    """Return the manifest with the shards that its parts hold."""
+    splits = {}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for name, split in manifest.splits.items():
+            read = pool.map(lambda part: _SHARDS.validate_json(_checked(store, part_key(part), part)), split.parts)
+            shards = [*split.shards, *(shard for part in read for shard in part)]
+            splits[name] = split.model_copy(update={"shards": shards, "parts": []})
+    return manifest.model_copy(update={"splits": splits})
 
 
 def is_whole(dataset: Dataset) -> bool:
