@@ -111,7 +111,7 @@ def check(config: RunConfig) -> str | None:
     if source != "digits" and "://" not in source and not (Path(source).is_file() if table else Path(source).is_dir()):
         raise DataError(
             f"there is no {'file' if table else 'folder'} {source}; data.source takes a folder, s3://bucket/prefix, a "
-            "table of images (.csv, .parquet) or digits"
+            "table of images (.csv, .parquet), torchvision://NAME or digits"
         )
     with tempfile.TemporaryDirectory() as folder:
         listing = list_images(open_source(source, patient=False), config.data, Path(folder) / "listing", LISTED)

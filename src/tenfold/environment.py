@@ -7,6 +7,7 @@ carries these; locally they are inherited from the command line's process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class Environment:
         experiment: MLflow experiment (``MLFLOW_EXPERIMENT_NAME``).
         run_id: identity of the pipeline run (``TENFOLD_RUN_ID``; on Kubeflow the pod's run id label).
         device: ``cpu``, ``cuda`` or ``auto`` (``TENFOLD_DEVICE``).
-        threads: threads for computing (``TENFOLD_THREADS``, default: the cores that this process may use).
+        threads: threads for computing (``TENFOLD_THREADS``, default: the cores that this process, or its container, may
+            use).
         checkpoint_seconds: at most this much work is lost by a kill (``TENFOLD_CHECKPOINT_SECONDS``).
         cache_bytes: at most this much of shards from afar is kept on local disk (``TENFOLD_CACHE_BYTES``).
         events: file to which progress is appended as JSON lines (``TENFOLD_EVENTS``).
@@ -58,7 +60,7 @@ class Environment:
             experiment=get("MLFLOW_EXPERIMENT_NAME") or "tenfold",
             run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
             device=_device(get("TENFOLD_DEVICE") or "auto"),
-            threads=max(1, int(_number("TENFOLD_THREADS", _cores()))),
+            threads=max(1, int(_number("TENFOLD_THREADS", cores()))),
             checkpoint_seconds=_number("TENFOLD_CHECKPOINT_SECONDS", 60.0),
             cache_bytes=int(_number("TENFOLD_CACHE_BYTES", 100e9)),
             events=Path(events) if events else None,
@@ -74,9 +76,19 @@ def _number(name: str, default: float) -> float:
         raise ConfigError(f"{name} is '{text}', which is no number") from None
 
 
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many cores this process may use: its affinity, and a container's quota where that is less.
+
+    Args:
+        cgroup: where control groups are mounted, of version 2 (``cpu.max``) or 1.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # none is set, or it is "max"
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+            if int(quota) > 0:
+                return max(1, min(count, round(int(quota) / int(period))))
+    return count
 
 
 def _device(name: str) -> str:

@@ -353,3 +353,39 @@ def test_a_cut_idx_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_fashion_mnist_of_debian_is_read() -> None:
     source = open_source(str(FASHION))
     assert sum(1 for _ in source.list()) == 70_000
+
+
+# --- data sets of torchvision ----------------------------------------------------------------------------
+
+
+def test_a_data_set_of_torchvision_that_is_there_already_is_a_source_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENFOLD_HOME", str(tmp_path))
+    raw = tmp_path / "datasets" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    for prefix in ("train", "t10k"):
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images, zipped=False)
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", np.array([0, 1, 2, 1, 9], np.uint8), zipped=False)
+    found = annotated("torchvision://FashionMNIST")
+    assert [(row.path, row.label, row.split) for row in found if row.path.endswith("4.png")] == [
+        ("test/0000004.png", "Ankle boot", "test"), ("train/0000004.png", "Ankle boot", "train"),
+    ]  # fmt: skip
+    pixels = decode(open_source("torchvision://FashionMNIST").read("train/0000003.png")).pixels
+    np.testing.assert_array_equal(pixels, np.repeat(images[3][..., None], 3, axis=2))
+
+
+def test_a_data_set_that_cannot_be_downloaded_is_an_error_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENFOLD_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"torchvision://CIFAR10 is not whole in .*datasets and cannot be downloaded"):
+        open_source("torchvision://CIFAR10")
+
+
+def test_a_data_set_that_torchvision_does_not_have_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(DataError, match=r"no data set 'CIFAR11'.*CIFAR10"):
+        open_source("torchvision://CIFAR11")

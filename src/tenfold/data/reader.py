@@ -74,8 +74,9 @@ class SplitReader:
         self._lock = threading.Lock()  # a backend's threads read at once
         self._fetching: ThreadPoolExecutor | None = None
         if sum(shard.size for shard in self.shards) <= _AT_ONCE and len(self.shards) <= _OPEN:
-            for place in range(len(self.shards)):
-                self._shard(place)
+            with ThreadPoolExecutor(_FETCHES) as pool:
+                opened = pool.map(lambda shard: _OpenShard(self._cache, dataset, shard), self.shards)
+                self._open = OrderedDict(enumerate(opened))
 
     def __len__(self) -> int:
         return int(self._starts[-1])

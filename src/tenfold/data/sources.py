@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.data.decode import encode_png
+from tenfold.data.named import SCHEME, TorchvisionSource
 from tenfold.data.tables import Line, Split, read_lines
+from tenfold.environment import Environment
 from tenfold.errors import DataError
 from tenfold.storage import Entry, Store, open_store
 
@@ -163,9 +165,11 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
 
 
 def open_source(uri: str, *, patient: bool = True) -> Source:
-    """Open ``digits``, a folder, an ``s3://`` prefix, a table of addresses, or a folder of IDX files."""
+    """Open ``digits``, a folder, an ``s3://`` prefix, a table of addresses, IDX files, or ``torchvision://NAME``."""
     if uri == "digits":
         return DigitsSource()
+    if uri.startswith(SCHEME):
+        return TorchvisionSource(uri, Environment.read().home / "datasets")
     if uri.endswith(TABLES):
         return ListSource(uri, patient=patient)
     folder = Path(unquote(urlparse(uri).path)) if uri.startswith("file:") else Path(uri)
