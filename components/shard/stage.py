@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tenfold.config import DataConfig
+from tenfold.data.adopt import check_of
 from tenfold.data.build import finish, recorded
 from tenfold.data.inspect import inspect
 from tenfold.data.listing import list_images
-from tenfold.data.pack import checking, open_packed
+from tenfold.data.pack import open_packed
 from tenfold.data.pack import pack as pack_images
 from tenfold.data.plan import make_plan, open_plan, publish_plan
 from tenfold.data.sources import open_source
@@ -80,7 +81,7 @@ def pack(config: DataConfig, partition: str, environment: Environment, reporter:
     def advance(done: int, total: int) -> None:
         reporter.progress(phase, done, total, "images")
 
-    return pack_images(made, int(number), checking(made, source), store, environment.threads, advance).table
+    return pack_images(made, int(number), check_of(made, source, store), store, environment.threads, advance).table
 
 
 def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> str:

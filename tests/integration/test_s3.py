@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+import tarfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import picture
 from PIL import Image
 
 from tenfold.components.shard import stage
@@ -376,6 +378,31 @@ def test_a_copy_damaged_in_the_cache_is_fetched_again(on_s3: Dataset, tmp_path: 
                 path.write_bytes(damaged)
         reader = SplitReader(on_s3, "test", tmp_path / "cache")
         assert reader.image(0)[:4].tobytes() == b"\x89PNG"
+
+
+def test_tars_on_s3_are_adopted_where_they_lie(s3: str, tmp_path: Path) -> None:
+    for folder, first in (("train-a", 0), ("train-b", 20), ("test", 40)):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for number in range(first, first + 20):
+                for name, data in (("png", picture(number)), ("cls", b"ab"[number % 2 :][:1])):
+                    info = tarfile.TarInfo(f"{number}.{name}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        open_store(f"{s3}/tars").write(f"{folder}/0000.tar", buffer.getvalue())  # the same name in each folder
+    source, store = f"{s3}/tars", open_store(f"{s3}/store")
+    config = DataConfig.model_validate({"source": source, "labels": {"per_class": 2}})
+    dataset, _ = build_dataset(open_source(source), config, store)
+    shards = dataset.manifest.splits["unlabelled"].shards
+    assert sorted(str(shard.uri) for shard in shards) == [f"{source}/train-{name}/0000.tar" for name in "ab"]
+    reader = SplitReader(dataset, "unlabelled", tmp_path / "cache")
+    found = {reader.path(number): reader.image(number).tobytes() for number in range(len(reader))}
+    assert found == {f"train-{'ab'[n // 20]}/0000.tar/{n}.png": picture(n) for n in range(40)}
+    open_store(source).write("train-a/0000.tar", b"another")
+    again = SplitReader(dataset, "unlabelled", tmp_path / "cache")
+    assert len(again) == 40, "what is in the cache was verified"
+    with pytest.raises(DataError, match=r"train-a/0000\.tar is another: 7 bytes"):
+        SplitReader(dataset, "unlabelled", tmp_path / "other")
 
 
 def test_a_client_is_made_at_first_use_alone() -> None:

@@ -111,6 +111,16 @@ def test_two_views_of_one_image_are_drawn_independently(coloured: SplitReader, b
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_one_stream_gives_large_and_small_crops_of_each_image(coloured: SplitReader, backend: str) -> None:
+    small = ViewConfig(crop=CropConfig(area=(0.05, 0.2)))
+    specs = [random_spec(backend, FULL)] * 2
+    specs += [ViewSpec(backend=backend, image_size=SIDE // 2, view=small)] * 4  # type: ignore[arg-type]
+    views = next(open_stream(coloured, specs)).views
+    assert [view.shape[-1] for view in views] == [SIDE] * 2 + [SIDE // 2] * 4
+    assert len({view.sum().item() for view in views}) == 6, "each is a draw of its own"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_image_gets_another_view_in_the_next_epoch(reader: SplitReader, backend: str) -> None:
     stream = open_stream(reader, [random_spec(backend, FULL)], batch_size=len(reader))
     first, second = next(stream), next(stream)

@@ -39,7 +39,7 @@ class ShrinkConfig(Section):
 class DataConfig(Section):
     """The images: where they are, which are labelled, which are for testing."""
 
-    source: str = Field("", description="a folder, s3://bucket/prefix, a table, torchvision://NAME, digits")
+    source: str = Field("", description="folder or s3://bucket/prefix (images, tars), table, torchvision://, digits")
     annotations: str | None = Field(None, description="table in the source with the columns path, label, split, group")
     labels: LabelsConfig = LabelsConfig()
     split: SplitConfig = SplitConfig()

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tenfold.config import DataConfig
+from tenfold.data.adopt import check_of
 from tenfold.data.changes import History, write_history
 from tenfold.data.listing import list_images
 from tenfold.data.manifest import Dataset, is_whole, manifest_key, open_dataset, publish
 from tenfold.data.merge import merge
-from tenfold.data.pack import Packed, checking, pack
+from tenfold.data.pack import Packed, pack
 from tenfold.data.plan import Plan, listing_key, make_plan
 from tenfold.data.sources import Source
 from tenfold.fingerprint import canonical_json, digest
@@ -48,7 +49,7 @@ def build_dataset(
         if known is not None:
             return known, False
         plan = make_plan(listing, config, store, source.uri)
-    check = checking(plan, source)
+    check = check_of(plan, source, store)
     total = sum(partition.images for partition in plan.partitions)
     done = 0
     packed = []

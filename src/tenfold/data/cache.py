@@ -7,8 +7,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
-from tenfold.data.manifest import Shard
+from tenfold.data.manifest import Shard, locate, shard_key
 from tenfold.errors import DataError, StorageError
 from tenfold.fingerprint import file_digest
 from tenfold.storage import Store
@@ -25,16 +26,15 @@ class ShardCache:
         """Use ``folder``, and leave at most ``limit`` bytes in it."""
         self.folder, self.limit = folder, limit
 
-    def fetch(self, store: Store, shard: Shard, suffix: str) -> Path:
+    def fetch(self, store: Store, shard: Shard, suffix: Literal["tar", "idx"]) -> Path:
         """Return a local file with the verified bytes of a shard's ``tar`` or ``idx``.
 
         Raises:
             DataError: the store's bytes are not those that the manifest names.
             StorageError: it is not there.
         """
-        key = f"shards/{shard.sha256}.{suffix}"
         sha256 = shard.sha256 if suffix == "tar" else shard.index_sha256
-        kept = self.folder / f"{shard.sha256}.{suffix}"
+        kept = self.folder / Path(shard_key(shard, suffix)).name
         with contextlib.suppress(OSError):
             os.utime(kept)  # used now
             if file_digest(kept) == sha256:
@@ -45,16 +45,19 @@ class ShardCache:
             with self._locked(shard.sha256):
                 if kept.is_file():  # another process was first
                     return kept
-                path = store.fetch(key, self.folder / "incoming")
+                place, key = locate(store, shard, suffix)
+                incoming = self.folder / "incoming" / (shard.sha256 if shard.uri else "")  # their names may be the same
+                path = place.fetch(key, incoming)
                 found = file_digest(path)
-                mine = path.parent == self.folder / "incoming"
+                mine = path.parent == incoming
                 if found != sha256:
                     size = path.stat().st_size
                     if mine:
                         path.unlink()
                     raise DataError(
-                        f"{store.uri}/{key} is damaged: {size} bytes with sha256 {found}, the manifest says {sha256}; "
-                        "delete it and run the shard stage again"
+                        f"{place.uri}/{key} is {'another' if shard.uri else 'damaged'}: {size} bytes with sha256 "
+                        f"{found}, the manifest says {sha256}; "
+                        f"{'' if shard.uri else 'delete it and '}run the shard stage again"
                     )
                 if not mine:
                     return path

@@ -12,7 +12,7 @@ from tenfold.data.build import finish, read_record
 from tenfold.data.changes import known_images
 from tenfold.data.listing import Buckets, Listing
 from tenfold.data.manifest import Dataset, Shard
-from tenfold.data.pack import COLUMNS, Check, Checked, open_packed, pack
+from tenfold.data.pack import COLUMNS, Checked, open_packed, pack
 from tenfold.data.plan import make_plan
 from tenfold.data.shards import Sample, ShardIndex, parse_index
 from tenfold.errors import DataError
@@ -39,8 +39,13 @@ def compact(
         for each in known.values():
             listing.add(Row(*(each[name] for name in Row._fields)))
         plan = make_plan(listing, record.config, store, record.source, anew=True)
+    if any(shard.uri for split in dataset.manifest.splits.values() for shard in split.shards):
+        raise DataError(
+            f"{dataset.uri} has adopted tars, which lie outside of the store; to compact it would copy them. Shard the "
+            "source from scratch into another store instead"
+        )
     shards = [s for tables in record.history.generations for key in tables for s in _all(store, key)]
-    check = _repacking(known, {shard.sha256: shard for shard in shards}, store)
+    check = _Repacking(known, {shard.sha256: shard for shard in shards}, store)
     packed, done = [], 0
     for number, partition in enumerate(plan.partitions):
         before = done
@@ -55,26 +60,33 @@ def _all(store: Store, table: str) -> list[Shard]:
     return [shard for shards in open_packed(store, table).shards.values() for shard in shards]
 
 
-def _repacking(known: dict[str, dict[str, object]], shards: dict[str, Shard], store: Store) -> Check:
-    """Return what takes an image out of the shard that it is in."""
-    indexes: dict[str, ShardIndex] = {}
+class _Repacking:
+    """Takes images out of the shards that they are in; see :class:`tenfold.data.pack.Check`."""
 
-    def check(number: int, row: Row) -> Checked:
-        facts = {**known[row.path], "number": number}
+    def __init__(self, known: dict[str, dict[str, object]], shards: dict[str, Shard], store: Store) -> None:
+        self._known, self._shards, self._store = known, shards, store
+        self._indexes: dict[str, ShardIndex] = {}
+
+    def adopted(self) -> list[Shard]:
+        return []
+
+    def __call__(self, number: int, row: Row) -> Checked:
+        facts = {**self._known[row.path], "number": number}
         name, place = facts["shard"], facts["row"]
         facts = {key: value for key, value in facts.items() if key in COLUMNS.names and key not in {"shard", "row"}}
         if name is None:
             return Checked(facts, None)
         assert isinstance(name, str)
         assert isinstance(place, int)
-        if name not in indexes:
-            indexes[name] = parse_index(store.read(f"shards/{name}.idx").decode(), shards[name])
-        index = indexes[name]
+        if name not in self._indexes:
+            text = self._store.read(f"shards/{name}.idx").decode()
+            self._indexes[name] = parse_index(text, self._shards[name])
+        index = self._indexes[name]
         start, size = index.images[place].tolist()
-        data = store.read(f"shards/{name}.tar", Span(start, size))
+        data = self._store.read(f"shards/{name}.tar", Span(start, size))
         if hashlib.sha256(data).hexdigest() != facts["stored"]:
-            raise DataError(f"{store.uri}/shards/{name}.tar is damaged: {row.path} has other bytes than were packed")
+            raise DataError(
+                f"{self._store.uri}/shards/{name}.tar is damaged: {row.path} has other bytes than were packed"
+            )
         label = row.label if facts["side"] == "test" else None
         return Checked(facts, Sample(index.keys[place], index.extensions[place], data, row.path, label))
-
-    return check

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tenfold.data.changes import History
-from tenfold.data.manifest import open_dataset
+from tenfold.data.manifest import open_dataset, shard_key, suffixes_of
 from tenfold.storage import Entry, Store
 
 #: What packers write before a manifest names it; a sharding that is at work now must not lose it.
@@ -23,8 +23,8 @@ def find_garbage(store: Store) -> list[Entry]:
         name = entry.key.rpartition("/")[2]
         if name == "manifest.json":
             manifest = open_dataset(f"{store.uri}/{entry.key.removesuffix('/manifest.json')}").manifest
-            names = (shard.sha256 for split in manifest.splits.values() for shard in split.shards)
-            kept |= {f"shards/{name}.{suffix}" for name in names for suffix in ("tar", "idx")}
+            shards = [shard for split in manifest.splits.values() for shard in split.shards]
+            kept |= {shard_key(shard, suffix) for shard in shards for suffix in suffixes_of(shard)}
         elif name.startswith("source-"):
             kept |= _tables(History.model_validate(json.loads(store.read(entry.key))["history"]))
     for entry in store.list("sources/"):

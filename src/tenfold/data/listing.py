@@ -24,8 +24,12 @@ _BITS = 8
 
 
 def place(path: str) -> int:
-    """Return where ``path`` stands in the order of a data set: the first 64 bits of its SHA-256."""
-    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
+    """Return where ``path`` stands in the order of a data set: the first 64 bits of its SHA-256.
+
+    What lies in a tar stands together, where the tar's own path does.
+    """
+    tar, _, _ = path.partition(".tar/")
+    return int.from_bytes(hashlib.sha256(tar.encode()).digest()[:8], "big")
 
 
 class Buckets:

@@ -7,6 +7,7 @@ beside it and is no part of it: the same images give the same digest wherever th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -28,9 +29,10 @@ class _Document(BaseModel):
 
 
 class Shard(_Document):
-    """One WebDataset tar and its DALI index: ``shards/<sha256>.tar`` and ``shards/<sha256>.idx``.
+    """One WebDataset tar and its DALI index; see :func:`shard_key`.
 
-    ``count`` samples are in the tar; those whose rows are ``dropped`` (tombstones) are no part of the data set.
+    ``count`` samples are in the tar; those whose rows are ``dropped`` (tombstones) are no part of the data set. A tar
+    that was adopted lies at ``uri``, outside of the store.
     """
 
     sha256: str
@@ -38,6 +40,7 @@ class Shard(_Document):
     count: int
     index_sha256: str
     dropped: list[int] = []
+    uri: str | None = None
 
     @property
     def kept(self) -> int:
@@ -114,6 +117,22 @@ def manifest_key(name: str) -> str:
     return f"datasets/{name}/manifest.json"
 
 
+def shard_key(shard: Shard, suffix: Literal["tar", "idx"]) -> str:
+    """Return the key of a shard's tar or index in the store.
+
+    The index of an adopted tar is named by its own digest, since it tells which rows were adopted.
+    """
+    return f"shards/{shard.index_sha256 if shard.uri and suffix == 'idx' else shard.sha256}.{suffix}"
+
+
+def locate(store: Store, shard: Shard, suffix: Literal["tar", "idx"]) -> tuple[Store, str]:
+    """Return the store and the key of a shard's tar or index, wherever the tar lies."""
+    if shard.uri is None or suffix == "idx":
+        return store, shard_key(shard, suffix)
+    folder, _, name = shard.uri.rpartition("/")
+    return open_store(folder), name
+
+
 def part_key(name: str) -> str:
     """Return the key of the part of a manifest whose digest is ``name``."""
     return f"datasets/parts/{name}.json"
@@ -179,7 +198,27 @@ def _joined(store: Store, manifest: Manifest) -> Manifest:
 
 
 def is_whole(dataset: Dataset) -> bool:
-    """Tell whether all shards are still in the store."""
+    """Tell whether all shards are still there."""
     held = {entry.key for entry in dataset.store.list("shards/")}
-    shards = [shard.sha256 for split in dataset.manifest.splits.values() for shard in split.shards]
-    return all(f"shards/{name}.{suffix}" in held for name in shards for suffix in ("tar", "idx"))
+    shards = [shard for split in dataset.manifest.splits.values() for shard in split.shards]
+    own = (shard_key(shard, suffix) for shard in shards for suffix in suffixes_of(shard))
+    return all(key in held for key in own) and all_there([shard for shard in shards if shard.uri])
+
+
+def suffixes_of(shard: Shard) -> tuple[Literal["tar", "idx"], ...]:
+    """Return what of a shard the store holds."""
+    return ("idx",) if shard.uri else ("tar", "idx")
+
+
+def all_there(adopted: Sequence[Shard]) -> bool:
+    """Tell whether the tars of adopted shards are where they were."""
+    if not adopted:
+        return True
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return all(pool.map(_is_there, adopted))
+
+
+def _is_there(shard: Shard) -> bool:
+    assert shard.uri is not None
+    folder, _, name = shard.uri.rpartition("/")
+    return open_store(folder).exists(name)

@@ -14,7 +14,7 @@ from tenfold.config import DataConfig
 from tenfold.data.annotations import Row
 from tenfold.data.changes import History
 from tenfold.data.listing import place
-from tenfold.data.manifest import Manifest, Quarantined, Shard, SplitShards
+from tenfold.data.manifest import Manifest, Quarantined, Shard, SplitShards, locate, shard_key
 from tenfold.data.pack import SIDES, Packed, open_packed, too_many
 from tenfold.data.parquet import from_parquet
 from tenfold.data.plan import Plan
@@ -48,8 +48,11 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
     before = plan.changes.history if plan.changes else History(dataset="", generations=[])
     fresh = [each.table for each in packed]
     images = {key: from_parquet(store, key, _COLUMNS) for tables in [*before.generations, fresh] for key in tables}
+    made_of = {key: open_packed(store, key).shards for key in images}
+    adopted = {shard.sha256 for made in made_of.values() for shard in made["train"] if shard.uri}
+    _refuse_twins([made_of[key]["train"] for key in fresh])
     before = _superseded(before, images, packed)
-    history = _replace(before, plan, {key: images[key] for key in fresh})
+    history = _replace(before, plan, {key: images[key] for key in fresh}, adopted)
     full = [key for key in fresh if len(images[key])]
     history = history.model_copy(update={"generations": [*before.generations, *([full] if full else [])]})
     left = pa.concat_tables([_left(table, key, history) for key, table in images.items()])
@@ -58,8 +61,8 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
         raise too_many(len(bad), plan.images, config.max_bad_fraction, bad.slice(0, 10).to_pylist())
     division = divide(left.filter(pc.is_null(left["reason"])), config)
     by_name: dict[Side, dict[str, Shard]] = {side: {} for side in SIDES}
-    for key in images:
-        for side, found in open_packed(store, key).shards.items():
+    for found_in in made_of.values():
+        for side, found in found_in.items():
             by_name[side] |= {shard.sha256: shard for shard in found}
     shards = {side: list(found.values()) for side, found in by_name.items()}
     trains = [shard for shard in (_without(s, history.gone) for s in shards["train"]) if shard.kept]
@@ -106,8 +109,20 @@ def _superseded(before: History, images: Mapping[str, pa.Table], packed: Sequenc
     return before.model_copy(update={"generations": generations, "gone": gone, "forgotten": forgotten})
 
 
-def _replace(before: History, plan: Plan, fresh: Mapping[str, pa.Table]) -> History:
-    """Return the history with one row of each changed image dropped: the new one if its time alone changed."""
+def _refuse_twins(fresh: Sequence[Sequence[Shard]]) -> None:
+    """Refuse two adopted tars of the same bytes: a shard is named by them."""
+    places: dict[str, str | None] = {}
+    for shard in (shard for made in fresh for shard in made):
+        other = places.setdefault(shard.sha256, shard.uri)
+        if other != shard.uri:
+            raise DataError(f"{other} and {shard.uri} hold the same bytes; remove one of them")
+
+
+def _replace(before: History, plan: Plan, fresh: Mapping[str, pa.Table], adopted: set[str]) -> History:
+    """Return the history with one row of each changed image dropped: the new one if its time alone changed.
+
+    Of a tar that was ``adopted`` and changed the old bytes are no longer there, so it is the old row.
+    """
     anew = {shard for table in fresh.values() for shard in pc.unique(table["shard"]).to_pylist()}
     replaced = plan.changes.replaced if plan.changes else {}
     replaced = {path: old for path, old in replaced.items() if old.shard not in anew}
@@ -119,7 +134,12 @@ def _replace(before: History, plan: Plan, fresh: Mapping[str, pa.Table]) -> Hist
         for new in table.to_pylist():
             touched.pop(new["path"], None)
             old = replaced.get(new["path"])
-            if old and new["shard"] and all(new[name] == getattr(old, name) for name in _SAME):
+            if (
+                old
+                and old.shard not in adopted
+                and new["shard"]
+                and all(new[name] == getattr(old, name) for name in _SAME)
+            ):
                 gone[old.shard].discard(old.row)
                 gone.setdefault(new["shard"], set()).add(new["row"])
                 touched[new["path"]] = (new["size"], new["tag"])
@@ -154,17 +174,17 @@ def _pack_labelled(
     labelled = sorted(labelled, key=lambda candidate: (place(candidate.path), candidate.path))
     indexes: dict[str, ShardIndex] = {}
     for name in {candidate.shard for candidate in labelled}:
-        text = store.read(f"shards/{name}.idx").decode()
+        text = store.read(shard_key(shards[name], "idx")).decode()
         indexes[name] = parse_index(text, shards[name])
 
     def read(candidate: Candidate) -> Sample:
         index, row = indexes[candidate.shard], candidate.row
         start, size = index.images[row].tolist()
-        name = f"shards/{candidate.shard}.tar"
-        data = store.read(name, Span(start, size))
+        place, name = locate(store, shards[candidate.shard], "tar")
+        data = place.read(name, Span(start, size))
         if hashlib.sha256(data).hexdigest() != candidate.stored:
             raise DataError(
-                f"{store.uri}/{name} is damaged: {candidate.path} has other bytes than were packed; delete it and run "
+                f"{place.uri}/{name} is damaged: {candidate.path} has other bytes than were packed; delete it and run "
                 "the shard stage again"
             )
         return Sample(index.keys[row], index.extensions[row], data, candidate.path, candidate.label)

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from tenfold.data.annotations import Row
 from tenfold.data.decode import examine
-from tenfold.data.manifest import Shard
+from tenfold.data.manifest import Shard, all_there, shard_key, suffixes_of
 from tenfold.data.parquet import as_parquet, from_parquet
 from tenfold.data.plan import Plan, read_rows
 from tenfold.data.shards import Sample, ShardWriter
@@ -55,8 +55,14 @@ class Checked:
     sample: Sample | None
 
 
-#: Reads one image of a partition.
-Check = Callable[[int, Row], Checked]
+class Check(Protocol):
+    """Reads the images of a partition."""
+
+    def __call__(self, number: int, row: Row) -> Checked:
+        """Read one, which is ``number`` there."""
+
+    def adopted(self) -> list[Shard]:
+        """Return the shards that images were left in, once all were read."""
 
 
 def pack(
@@ -68,7 +74,7 @@ def pack(
     Args:
         plan: what to pack and how.
         number: which partition.
-        check: reads an image, for example by :func:`checking`.
+        check: reads the images, for example :class:`Checking`.
         store: receives shards, records and the table.
         threads: that read and decode.
         advance: called with (images done, images in the partition).
@@ -101,7 +107,8 @@ def pack(
             advance(count, len(rows))
     tables = [part.replace_schema_metadata(None) for side in sides.values() for part in side.close()]
     table = pa.concat_tables([*tables, pa.Table.from_pylist([*bad, *out], COLUMNS)]).sort_by("number")
-    table = _with_shards(table, {side: made.shards for side, made in sides.items()})
+    shards = {side: made.shards for side, made in sides.items()}
+    table = _with_shards(table, {**shards, "train": [*shards["train"], *check.adopted()]})
     store.write(key, as_parquet(table))
     for made in sides.values():
         made.forget()
@@ -120,28 +127,38 @@ def _read_whole(source: Source, row: Row) -> bytes:
     )
 
 
-def checking(plan: Plan, source: Source) -> Check:
-    """Return what reads an image of ``source``, decodes it, and says which side it is of."""
+class Checking:
+    """Reads the images of a source one by one."""
 
-    def check(number: int, row: Row) -> Checked:
-        facts: dict[str, Any] = {"number": number, **row._asdict()}
-        data = _read_whole(source, row)
-        try:
-            image = examine(data, plan.max_pixels, plan.shrink)
-        except BadImageError as error:
-            return Checked({**facts, "reason": str(error)}, None)
-        content = hashlib.sha256(data).hexdigest()
-        side = side_of(row, content, plan.split, own_test=plan.own_test)
-        key = sample_key(row.path, content)
-        stored = content if image.encoded is data else hashlib.sha256(image.encoded).hexdigest()
-        facts |= {"side": side, "content": content, "stored": stored, "key": key, "width": image.width,
-                  "height": image.height, "look": image.look}  # fmt: skip
-        if side == "out":
-            return Checked(facts, None)
-        label = row.label if side == "test" else None
-        return Checked(facts, Sample(key, image.extension, image.encoded, row.path, label))
+    def __init__(self, plan: Plan, source: Source) -> None:
+        self._plan, self._source = plan, source
 
-    return check
+    def __call__(self, number: int, row: Row) -> Checked:
+        """See :class:`Check`."""
+        return examined(self._plan, number, row, _read_whole(self._source, row))
+
+    def adopted(self) -> list[Shard]:
+        """See :class:`Check`."""
+        return []
+
+
+def examined(plan: Plan, number: int, row: Row, data: bytes) -> Checked:
+    """Check an image's bytes, and say which side it is of."""
+    facts: dict[str, Any] = {"number": number, **row._asdict()}
+    try:
+        image = examine(data, plan.max_pixels, plan.shrink)
+    except BadImageError as error:
+        return Checked({**facts, "reason": str(error)}, None)
+    content = hashlib.sha256(data).hexdigest()
+    side = side_of(row, content, plan.split, own_test=plan.own_test)
+    key = sample_key(row.path, content)
+    stored = content if image.encoded is data else hashlib.sha256(image.encoded).hexdigest()
+    facts |= {"side": side, "content": content, "stored": stored, "key": key, "width": image.width,
+              "height": image.height, "look": image.look}  # fmt: skip
+    if side == "out":
+        return Checked(facts, None)
+    label = row.label if side == "test" else None
+    return Checked(facts, Sample(key, image.extension, image.encoded, row.path, label))
 
 
 class _Side:
@@ -242,8 +259,9 @@ def open_packed(store: Store, key: str) -> Packed:
 def _whole(store: Store, key: str) -> Packed | None:
     """Return what was packed; None where some of its shards are gone."""
     packed = open_packed(store, key)
-    names = [shard.sha256 for shards in packed.shards.values() for shard in shards]
-    return packed if all(store.exists(f"shards/{n}.{s}") for n in names for s in ("tar", "idx")) else None
+    shards = [shard for made in packed.shards.values() for shard in made]
+    own = all(store.exists(shard_key(shard, suffix)) for shard in shards for suffix in suffixes_of(shard))
+    return packed if own and all_there([shard for shard in shards if shard.uri]) else None
 
 
 def too_many(bad: int, images: int, allowed: float, first: Iterable[Mapping[str, Any]]) -> DataError:

@@ -104,7 +104,10 @@ class SplitReader:
 
     def _prefetch(self, places: Sequence[int]) -> None:
         """Fetch shards from afar that will be needed soon; what fails is told when it is needed."""
-        if self._dataset.store.uri.startswith("file:"):
+        places = [
+            place for place in places if not (self.shards[place].uri or self._dataset.store.uri).startswith("file:")
+        ]
+        if not places:
             return
         if self._fetching is None:
             self._fetching = ThreadPoolExecutor(_FETCHES, thread_name_prefix="prefetch")
@@ -120,6 +123,8 @@ class SplitReader:
 
     def _facts(self, number: int) -> tuple[str, str | None]:
         shard, row = self._find(number)
+        if shard.index.paths is not None:
+            return shard.index.paths[row], None
         offset, size = shard.index.facts[row].tolist()
         return parse_facts(shard.data[offset : offset + size])
 

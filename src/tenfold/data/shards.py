@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,12 +81,14 @@ class ShardIndex:
         extensions: of their images, ``jpg`` or ``png``.
         images: (count, 2) offset and size of each encoded image.
         facts: the same of each ``json`` member.
+        paths: in the source, of an adopted tar's samples; they have no such member.
     """
 
     keys: list[str]
     extensions: list[str]
     images: NDArray[np.int64]
     facts: NDArray[np.int64]
+    paths: list[str] | None = None
 
 
 def parse_index(text: str, shard: Shard) -> ShardIndex:
@@ -97,9 +100,12 @@ def parse_index(text: str, shard: Shard) -> ShardIndex:
     head, *lines = text.splitlines()
     if head != f"v1.2 {shard.count}" or len(lines) != shard.count:
         raise DataError(f"the index of shard {shard.sha256} does not hold the manifest's {shard.count} samples")
-    keys, extensions, images, facts = [], [], [], []
+    keys, extensions, images, facts, paths = [], [], [], [], []
     for line in lines:
         fields = line.split(" ")
+        if shard.uri:
+            paths.append(unquote(fields.pop()))
+            fields = [*fields[:4], "json", "0", "0", ""]
         parts = {ext: (int(offset), int(size)) for ext, offset, size, _ in zip(*[iter(fields)] * 4, strict=True)}
         kind = next((ext for ext in parts if ext in {"jpg", "png"}), None)
         if kind is None or "json" not in parts:
@@ -110,8 +116,8 @@ def parse_index(text: str, shard: Shard) -> ShardIndex:
         extensions.append(kind)
         images.append(parts[kind])
         facts.append(parts["json"])
-    spans = (np.array(each, np.int64).reshape(-1, 2) for each in (images, facts))
-    return ShardIndex(keys, extensions, *spans)
+    spans = [np.array(each, np.int64).reshape(-1, 2) for each in (images, facts)]
+    return ShardIndex(keys, extensions, spans[0], spans[1], paths if shard.uri else None)
 
 
 def parse_facts(data: bytes) -> tuple[str, str | None]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tenfold.data.decode import encode_png
 from tenfold.data.named import SCHEME, TorchvisionSource
 from tenfold.data.tables import Line, Split, read_lines
+from tenfold.data.tars import TarSource
 from tenfold.environment import Environment
 from tenfold.errors import DataError
 from tenfold.storage import Entry, Store, open_store
@@ -175,4 +176,5 @@ def open_source(uri: str, *, patient: bool = True) -> Source:
     folder = Path(unquote(urlparse(uri).path)) if uri.startswith("file:") else Path(uri)
     if "://" not in uri.removeprefix("file://") and IdxSource.fits(folder):
         return IdxSource(folder.absolute())
-    return StoreSource(open_store(uri, patient=patient))
+    store = open_store(uri, patient=patient)
+    return TarSource(store) if TarSource.fits(store) else StoreSource(store)
