@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tenfold.augment import fused
 from tenfold.augment.dali import DaliViews
 from tenfold.augment.draws import Drawn, parameters, uniforms
 from tenfold.augment.fused import BY_AREA, BY_HEIGHT, box
@@ -109,6 +110,20 @@ def test_three_implementations_make_one_evaluation_view(
     by_torch, compiled, graph = three(reader, None, config)
     assert (compiled - by_torch).abs().max() < 2e-6
     assert 255 * (graph - by_torch).abs().max() < 3
+
+
+def test_where_nothing_can_be_kept_on_disk_it_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container with a read-only file system and no home folder."""
+    real = fused.numba.njit
+
+    def njit(**options: Any) -> Any:
+        def refused(function: Any) -> Any:
+            raise RuntimeError("cannot cache function: no locator available")
+
+        return refused if options.get("cache") else real(**options)
+
+    monkeypatch.setattr(fused.numba, "njit", njit)
+    assert fused._compiled(lambda x: x + 1)(2) == 3
 
 
 def test_numbers_drawn_hang_on_seed_place_and_view_alone() -> None:

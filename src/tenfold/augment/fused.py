@@ -29,8 +29,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _compiled(function: _Function) -> _Function:
-    made = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})(function)
-    return cast(_Function, made)
+    """Compile at the first call; what was compiled is kept on disk, where there is a place for it."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+    try:
+        return cast(_Function, numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        return cast(_Function, numba.njit(**options)(function))
 
 
 FLIP, ASPECT, ROWS, TOP, LEFT = (int(d) for d in (Drawn.FLIP, Drawn.ASPECT, Drawn.ROWS, Drawn.TOP, Drawn.LEFT))
