@@ -9,7 +9,7 @@ import pytest
 
 from tenfold.data.decode import decode, encode_png
 from tenfold.data.manifest import Shard
-from tenfold.data.shards import Sample, ShardWriter, parse_facts, parse_index
+from tenfold.data.shards import Sample, ShardWriter, _header, parse_facts, parse_index
 from tenfold.errors import DataError
 from tenfold.fingerprint import digest
 from tenfold.storage import FileStore
@@ -137,3 +137,10 @@ def test_no_sample_at_all_gives_one_empty_shard(tmp_path: Path) -> None:
 def test_an_index_that_does_not_fit_its_shard_is_refused(text: str, message: str) -> None:
     with pytest.raises(DataError, match=f"f{'f' * 63}.*{message}"):
         parse_index(text, Shard(sha256="f" * 64, size=2048, count=1, index_sha256=""))
+
+
+@pytest.mark.parametrize(("name", "size"), [("a.jpg", 0), (f"{'f' * 32}.json", 57), ("k.png", 8**11 - 1)])
+def test_a_member_s_header_is_tarfile_s(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert _header(name, size) == info.tobuf(format=tarfile.USTAR_FORMAT)

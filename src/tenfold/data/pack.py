@@ -6,12 +6,14 @@ a packer that was killed goes on behind it; a partition that is packed already i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -93,9 +95,8 @@ def pack(
     left = [item for item in rows if item[0] not in done]
     bad: list[dict[str, Any]] = []
     out: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
-        checked = _bounded_map(pool, lambda item: check(*item), left)
-        for count, found in enumerate(checked, start=len(done) + 1):
+    with _side_by_side(threads) as mapped:
+        for count, found in enumerate(mapped(lambda item: check(*item), left), start=len(done) + 1):
             if found.sample is None and found.facts.get("reason") is None:
                 out.append(found.facts)
             elif found.sample is None:
@@ -226,6 +227,16 @@ class _Side:
 def sample_key(path: str, content: str) -> str:
     """Return the stable name of a sample: a hash of its path and content."""
     return hashlib.sha256(f"{path}\0{content}".encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _side_by_side(threads: int) -> Iterator[Callable[..., Iterator[Checked]]]:
+    """Give a ``map`` that works in threads; one thread would only wait for this one and the other way round."""
+    if threads <= 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        yield partial(_bounded_map, pool)
 
 
 def _bounded_map(
