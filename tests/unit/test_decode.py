@@ -326,3 +326,35 @@ def test_a_large_image_is_shrunk_and_a_small_one_keeps_its_bytes() -> None:
 def test_a_large_rotated_jpeg_is_shrunk_upright() -> None:
     made = examine(saved(scene(100, 200), "JPEG", exif=orientation(6)), shrink=ShrinkConfig(longest=50))
     assert (made.width, made.height) == (25, 50)
+
+
+def _stray_byte(data: bytes) -> bytes:
+    where = data.index(b"\xff\xdb")
+    return data[:where] + b"\x00" + data[where:]
+
+
+DAMAGED: dict[str, Callable[[], bytes]] = {
+    "png without its end": lambda: saved(scene(40, 50), "PNG")[:-12],
+    "png cut by a byte": lambda: saved(scene(40, 50), "PNG")[:-1],
+    "png with a wrong checksum": lambda: saved(scene(40, 50), "PNG")[:29] + bytes(4) + saved(scene(40, 50), "PNG")[33:],
+    "png with something behind it": lambda: saved(scene(40, 50), "PNG") + b"x",
+    "jpeg with a stray byte": lambda: _stray_byte(saved(scene(40, 50), "JPEG")),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_what_pillow_forgives_and_other_decoders_do_not_is_written_anew_or_refused(kind: str) -> None:
+    data = DAMAGED[kind]()
+    try:
+        examined = examine(data)
+    except BadImageError:
+        return
+    assert examined.encoded != data
+    assert examined.extension == "png"
+    assert examine(examined.encoded).encoded == examined.encoded
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}])
+def test_sound_jpegs_of_all_kinds_keep_their_bytes(options: dict[str, object]) -> None:
+    for data in (saved(scene(40, 50), "JPEG", **options), saved(scene(40, 50), "JPEG", **options) + b"\0\0a trailer"):
+        assert examine(data).encoded == data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from tenfold.data.build import build_dataset
 from tenfold.data.compact import compact
 from tenfold.data.decode import decode
 from tenfold.data.garbage import find_garbage
+from tenfold.data.inspect import inspect
 from tenfold.data.manifest import Dataset, is_whole
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import open_source
@@ -102,12 +104,26 @@ def test_a_cut_tar_is_refused_wherever_it_was_cut() -> None:
             scanned(data[:cut])
 
 
+@pytest.mark.parametrize(
+    ("facts", "label"),
+    [(b'{"label": " a "}', "a"), (b'{"label": ""}', None), (b'{"label": true}', None), (b"[" * 200_000, None),
+     (b'{"label": "\\ud800"}', "?"), (b"[1]", None), (b"\xff", None)],
+)  # fmt: skip
+def test_classes_of_json_members_are_cleaned_as_a_table_s_are(facts: bytes, label: str | None) -> None:
+    assert [image.label for image in scanned(tar({"0.jpg": b"x", "0.json": facts}))] == [label]
+
+
+def test_of_a_sample_s_images_the_one_with_the_plain_name_is_taken() -> None:
+    assert [image.member for image in scanned(tar({"0.depth.png": b"x", "0.png": b"y"}))] == ["0.png"]
+
+
 LINKS: dict[str, Callable[[tarfile.TarFile], object]] = {
     "symbolic link": lambda out: out.addfile(_special("link.jpg", tarfile.SYMTYPE)),
     "hard link": lambda out: out.addfile(_special("link.jpg", tarfile.LNKTYPE)),
     "device": lambda out: out.addfile(_special("null.jpg", tarfile.CHRTYPE)),
     "outside": lambda out: out.addfile(tarfile.TarInfo("../x.jpg")),
     "absolute": lambda out: out.addfile(tarfile.TarInfo("/etc/x.jpg")),
+    "sparse": lambda out: out.addfile(_special("s.jpg", tarfile.GNUTYPE_SPARSE)),
     "twice": lambda out: out.addfile(tarfile.TarInfo("0.jpg")),
 }
 
@@ -121,7 +137,7 @@ def _special(name: str, kind: bytes) -> tarfile.TarInfo:
 @pytest.mark.parametrize("kind", LINKS)
 def test_a_tar_with_hostile_members_is_refused(kind: str) -> None:
     """F8."""
-    with pytest.raises(DataError, match=r"x\.tar is refused: .*(link|outside|twice)"):
+    with pytest.raises(DataError, match=r"x\.tar is refused: .*(link|outside|twice|sparse)"):
         scanned(tar({"0.jpg": b"x"}, LINKS[kind]))
 
 
@@ -205,6 +221,70 @@ def test_a_tar_that_was_written_again_is_taken_anew_and_no_longer_passes_for_the
     reader = SplitReader(after, "unlabelled")
     assert len(reader) == 43
     assert len({reader.path(number) for number in range(43)}) == 43
+
+
+def test_of_a_tar_of_which_some_images_are_told_anew_the_others_stay(tars: Path, tmp_path: Path) -> None:
+    names = [f"train-000.tar/{number:05d}.png,{'abc'[number % 3]}" for number in range(6)]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(names))
+    config = {"labels": {"file": str(labels)}}
+    before = build(tars, tmp_path / "store", **config)
+    labels.write_text("\n".join([*names, "train-000.tar/00007.png,b"]))
+    after = build(tars, tmp_path / "store", **config)
+    counts = [{name: split.count for name, split in d.manifest.splits.items()} for d in (before, after)]
+    assert counts[1] == {**counts[0], "labelled": 7}
+    assert len(SplitReader(after, "unlabelled")) == counts[0]["unlabelled"]
+    found = [set(SplitReader(d, "unlabelled").keys) for d in (after, build(tars, tmp_path / "fresh", **config))]
+    assert found[0] == found[1]
+
+
+def test_a_merge_that_failed_leaves_nothing_that_misleads_the_next_one(tmp_path: Path) -> None:
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.tar").write_bytes(tar(samples(20 * number, 20)))
+    labels = tmp_path / "labels.csv"
+    config = {"labels": {"file": str(labels)}, "partition_images": 20, "split": {"test_fraction": 0.3}}
+    named = {f"{n // 20}.tar/{n:05d}.png": "abc"[n % 3] for n in (0, 1, 2, 25, 47, 60)}
+    labels.write_text("".join(f"{path},a\n" for path in named))
+    with pytest.raises(DataError, match="at least two are needed"):
+        build(folder, tmp_path / "store", **config)
+    labels.write_text("".join(f"{path},{label}\n" for path, label in named.items()))
+    found = build(folder, tmp_path / "store", **config)
+    assert len(SplitReader(found, "unlabelled")) == found.manifest.splits["unlabelled"].count
+    assert found.digest == build(folder, tmp_path / "fresh", **config).digest
+
+
+@pytest.mark.parametrize("name", ["run#1", "a?b", "50%25", "with space", "ünï"])
+def test_tars_in_folders_of_odd_names_are_adopted(tars: Path, tmp_path: Path, name: str) -> None:
+    (tars / name).mkdir()
+    (tars / "train-000.tar").rename(tars / name / "train-000.tar")
+    dataset = build(tars, tmp_path / "store")
+    assert len(SplitReader(dataset, "unlabelled")) == 42
+    assert is_whole(dataset)
+
+
+def test_a_folder_whose_name_is_a_tar_s_is_refused(tars: Path, tmp_path: Path) -> None:
+    (tars / "x.tar").mkdir()
+    (tars / "train-000.tar").rename(tars / "x.tar" / "train-000.tar")
+    with pytest.raises(DataError, match=r"x\.tar/train-000\.tar: the name of a folder"):
+        build(tars, tmp_path / "store")
+
+
+def test_a_folder_of_loose_images_is_one_though_a_tar_lies_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.png").write_bytes(picture(1))
+    (tmp_path / "all.tar").write_bytes(tar(samples(0, 2)))
+    assert not isinstance(open_source(str(tmp_path)), TarSource)
+
+
+def test_tars_that_were_touched_show_no_duplicates(tars: Path, tmp_path: Path) -> None:
+    build(tars, tmp_path / "store")
+    for name in ("train-000.tar", "test-000.tar"):
+        os.utime(tars / name, ns=(1, 1))
+    found = inspect(build(tars, tmp_path / "store"))
+    assert found["equal_training_images"] == 0
+    assert sum(found["longer_side"]["histogram"].values()) == 52
 
 
 def test_two_tars_of_the_same_bytes_are_refused(tars: Path, tmp_path: Path) -> None:

@@ -42,13 +42,15 @@ class TorchvisionViews:
 
     def next(self) -> list[Tensor]:
         """Return the next batch's views."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # one small image at a time: more threads only wait for each other
         places = range(self._position, self._position + self._batch_size)
         positions = np.array([self._order.position(place) for place in places])
         images = [decode(self._reader.image(self._order[place]).tobytes()).pixels for place in places]
-        made = [self._made(spec, number, images, positions) for number, spec in enumerate(self._specs)]
-        torch.set_num_threads(threads)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # one small image at a time: more threads only wait for each other
+        try:
+            made = [self._made(spec, number, images, positions) for number, spec in enumerate(self._specs)]
+        finally:
+            torch.set_num_threads(threads)
         self._position += self._batch_size
         return made
 

@@ -95,6 +95,7 @@ def run(
     else:
         options = "" if model == DEFAULT_MODEL else f" --model {model}"
     places = {
+        "dataset": result["evaluation"]["dataset"],
         "report": str(folder / "report.html"),
         "MLflow": _mlflow_place(environment.tracking_uri),
         "next": f"tenfold predict{options} IMAGE…",

@@ -49,7 +49,8 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     for name in ("split", "images", "shards", "MB"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in facts["splits"].items():
-        table.add_row(name, f"{split['images']:,}", str(split["shards"]), f"{split['bytes'] / 1e6:,.1f}")
+        shown = "training, labelled or not" if name == "unlabelled" else name
+        table.add_row(shown, f"{split['images']:,}", str(split["shards"]), f"{split['bytes'] / 1e6:,.1f}")
     console.print(table)
     fewest = sorted(facts["splits"]["labelled"]["classes"].items(), key=lambda pair: (pair[1], pair[0]))
     console.print("labels a class: " + ", ".join(f"{name} {number}" for name, number in fewest[:20]))

@@ -19,6 +19,8 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 def _above_zero(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] <= 0:
         raise ValueError("a range of this kind begins above 0")
+    if value[0] < 1e-3 or value[1] > 1e3:
+        raise ValueError("a range of this kind lies between 0.001 and 1000")
     return value
 
 

@@ -32,7 +32,7 @@ class SplitConfig(Section):
 class ShrinkConfig(Section):
     """Images whose longer side exceeds ``longest`` pixels are shrunk to it and kept as JPEG of this ``quality``."""
 
-    longest: int = Field(ge=16)
+    longest: int = Field(ge=16, le=16_384)
     quality: int = Field(92, ge=1, le=100)
 
 

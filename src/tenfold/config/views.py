@@ -49,9 +49,9 @@ class JitterConfig(Section):
     order: Literal["random", "fixed"] = "random"
     additive: bool = False
     colours: Literal["hsv", "matrix"] = "hsv"
-    brightness: float = Field(0.8, ge=0)
-    contrast: float = Field(0.8, ge=0)
-    saturation: float = Field(0.8, ge=0)
+    brightness: float = Field(0.8, ge=0, le=100)
+    contrast: float = Field(0.8, ge=0, le=100)
+    saturation: float = Field(0.8, ge=0, le=100)
     hue: float = Field(0.2, ge=0, le=0.5)
 
 

@@ -1,7 +1,7 @@
 """Tars that others wrote, taken as shards where they lie: checked, indexed, not copied.
 
 An image that trains and that every decoder reads alike stays in its tar. The others are copied into shards of our own:
-test images, images that must be re-encoded. The tar's row of an image that is not used counts as dropped.
+test images, images that must be re-encoded.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from tenfold.data.annotations import Row
-from tenfold.data.manifest import Shard, shard_key
+from tenfold.data.manifest import Shard, address, shard_key
 from tenfold.data.pack import Check, Checked, Checking, examined
 from tenfold.data.plan import Plan
 from tenfold.data.sources import Source
@@ -36,12 +36,27 @@ def check_of(plan: Plan, source: Source, store: Store) -> Check:
 
 @dataclass
 class _Tar:
+    name: str
     sha256: str
     size: int
     images: list[TarImage]
     data: mmap.mmap | None
     rows: dict[str, int]
-    keys: dict[int, tuple[str, str]] = field(default_factory=dict)  # of adopted rows: key and extension
+
+    def key(self, place: int) -> str:
+        """Return a sample's stable name, which the whole tar's digest decides."""
+        return digest(f"{self.name}/{self.images[place].member}\0{self.sha256}")[:32]
+
+    def extension(self, place: int) -> str:
+        return "png" if self.images[place].member.lower().endswith(".png") else "jpg"
+
+    def index(self) -> bytes:
+        """Return the DALI index of all images, with their paths."""
+        lines = [f"v1.2 {len(self.images)}"]
+        for place, image in enumerate(self.images):
+            kind, path = self.extension(place), quote(f"{self.name}/{image.member}")
+            lines.append(f"{kind} {image.offset} {image.size} {self.key(place)}.{kind} path 0 0 {path}")
+        return "".join(f"{line}\n" for line in lines).encode()
 
 
 class Adopting:
@@ -49,8 +64,8 @@ class Adopting:
 
     def __init__(self, plan: Plan, source: TarSource, store: Store) -> None:
         self._plan, self._source, self._store = plan, source, store
-        self._tars: dict[str, _Tar] = {}
         self._open: OrderedDict[str, _Tar] = OrderedDict()
+        self._used: dict[str, _Tar] = {}
         self._lock = threading.Lock()
 
     def __call__(self, number: int, row: Row) -> Checked:
@@ -62,13 +77,12 @@ class Adopting:
             raise DataError(f"{self._source.uri}/{row.path} was there when it was listed and is not now; run again")
         image = tar.images[place]
         checked = examined(self._plan, number, row, bytes(data[image.offset : image.offset + image.size]))
-        sample = checked.sample
         plain = checked.facts.get("stored") == checked.facts.get("content")
-        if sample is None or checked.facts["side"] != "train" or not plain:
+        if checked.sample is None or checked.facts["side"] != "train" or not plain:
             return checked
         with self._lock:
-            tar.keys[place] = (sample.key, sample.extension)
-        return Checked({**checked.facts, "shard": tar.sha256, "row": place}, None)
+            self._used[tar.sha256 + tar.name] = tar
+        return Checked({**checked.facts, "key": tar.key(place), "shard": tar.sha256, "row": place}, None)
 
     def _tar(self, name: str) -> tuple[_Tar, mmap.mmap | None]:
         with self._lock:
@@ -88,37 +102,24 @@ class Adopting:
                 size = path.stat().st_size
                 images = scan(file, size, f"{self._source.uri}/{name}")
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            known = self._tars.get(name)
-            if known is not None:
-                known.data = data
-                return known
             rows = {image.member: place for place, image in enumerate(images)}
-            made = self._tars[name] = _Tar(file_digest(path), size, images, data, rows)
-            return made
+            return _Tar(name, file_digest(path), size, images, data, rows)
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays until it is closed
 
     def adopted(self) -> list[Shard]:
-        """Write the indexes of the tars that images were adopted from, and return those as shards."""
-        shards: dict[str, Shard] = {}
-        for name, tar in sorted(self._tars.items()):
-            if not tar.keys:
-                continue
-            uri = f"{self._source.uri}/{name}"
-            if tar.sha256 in shards:
-                raise DataError(f"{shards[tar.sha256].uri} and {uri} hold the same bytes; remove one of them")
-            lines = [self._line(tar, name, place) for place in range(len(tar.images))]
-            index = f"v1.2 {len(lines)}\n{''.join(line + chr(10) for line in lines)}".encode()
-            dropped = sorted(set(range(len(lines))) - set(tar.keys))
-            shard = Shard(
-                sha256=tar.sha256, size=tar.size, count=len(lines), index_sha256=digest(index), dropped=dropped, uri=uri
-            )
-            self._store.create(shard_key(shard, "idx"), index)
-            shards[tar.sha256] = shard
-        return list(shards.values())
+        """Write the indexes of the tars that images were adopted from since the last call, and return those as shards.
 
-    def _line(self, tar: _Tar, name: str, place: int) -> str:
-        image = tar.images[place]
-        key, extension = tar.keys.get(place, (f"row-{place}", "jpg"))
-        path = quote(f"{name}/{image.member}")
-        return f"{extension} {image.offset} {image.size} {key}.{extension} path 0 0 {path}"
+        Which of a tar's rows are used is for the merge to say: others may have been adopted earlier.
+        """
+        used, self._used = self._used, {}
+        shards = []
+        for tar in sorted(used.values(), key=lambda tar: tar.name):
+            index = tar.index()
+            shard = Shard(
+                sha256=tar.sha256, size=tar.size, count=len(tar.images), index_sha256=digest(index),
+                uri=address(self._source.uri, tar.name),
+            )  # fmt: skip
+            self._store.create(shard_key(shard, "idx"), index)
+            shards.append(shard)
+        return shards

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -173,7 +175,46 @@ def _is_plain(image: Image.Image, data: bytes) -> bool:
         return False
     if image.format == "PNG" and data[24] != 8:  # IHDR's bit depth: Pillow drops the low byte of 16-bit RGB
         return False
-    return bool(image.getexif().get(_EXIF_ORIENTATION, 1) == 1)
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        return False
+    return _is_sound_png(data) if image.format == "PNG" else _is_sound_jpeg(data)
+
+
+def _is_sound_png(data: bytes) -> bool:
+    """Tell whether all chunks are whole and right, up to the last: Pillow forgives what other decoders refuse."""
+    at = 8
+    while at + 12 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 8 + size
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        at = end + 4
+        if kind == b"IEND":
+            return at == len(data)
+    return False
+
+
+#: A marker within entropy-coded data: 0xFF and neither a stuffed zero nor a restart.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+def _is_sound_jpeg(data: bytes) -> bool:
+    """Tell whether segments follow each other without a stray byte, up to the end of the image."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind == 0xD9:
+            return True
+        if kind == 0xFF:  # a fill byte
+            at += 1
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if kind == 0xDA:
+            found = _MARKER.search(data, at)
+            if found is None:
+                return False
+            at = found.start()
+    return data[at : at + 2] == b"\xff\xd9"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -31,7 +31,14 @@ def images_of(dataset: Dataset) -> pa.Table:
     record = read_record(dataset)
     tables = [key for generation in record.history.generations for key in generation] if record else []
     shards = {s.sha256: set(s.dropped) for name in ("unlabelled", "test") for s in dataset.manifest.splits[name].shards}
-    images = pa.concat_tables([_empty(), *(from_parquet(dataset.store, key, _COLUMNS) for key in tables)])
+    forgotten = record.history.forgotten if record else {}
+
+    def told(key: str) -> pa.Table:
+        table = from_parquet(dataset.store, key, _COLUMNS)
+        gone = pc.is_in(table["path"], value_set=pa.array(forgotten.get(key, []), pa.string()))
+        return table.filter(pc.invert(gone))
+
+    images = pa.concat_tables([_empty(), *map(told, tables)])
     kept = [
         shard in shards and row not in shards[shard]
         for shard, row in zip(images["shard"].to_pylist(), images["row"].to_pylist(), strict=True)

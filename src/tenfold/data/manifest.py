@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -129,8 +130,17 @@ def locate(store: Store, shard: Shard, suffix: Literal["tar", "idx"]) -> tuple[S
     """Return the store and the key of a shard's tar or index, wherever the tar lies."""
     if shard.uri is None or suffix == "idx":
         return store, shard_key(shard, suffix)
-    folder, _, name = shard.uri.rpartition("/")
-    return open_store(folder), name
+    return _place(shard.uri)
+
+
+def address(store: str, key: str) -> str:
+    """Return the address of an object of the store at ``store``."""
+    return f"{store}/{quote(key) if store.startswith('file:') else key}"
+
+
+def _place(uri: str) -> tuple[Store, str]:
+    folder, _, name = uri.rpartition("/")
+    return open_store(folder), unquote(name) if uri.startswith("file:") else name
 
 
 def part_key(name: str) -> str:
@@ -220,5 +230,5 @@ def all_there(adopted: Sequence[Shard]) -> bool:
 
 def _is_there(shard: Shard) -> bool:
     assert shard.uri is not None
-    folder, _, name = shard.uri.rpartition("/")
-    return open_store(folder).exists(name)
+    store, key = _place(shard.uri)
+    return store.exists(key)

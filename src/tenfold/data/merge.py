@@ -51,8 +51,9 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
     made_of = {key: open_packed(store, key).shards for key in images}
     adopted = {shard.sha256 for made in made_of.values() for shard in made["train"] if shard.uri}
     _refuse_twins([made_of[key]["train"] for key in fresh])
-    before = _superseded(before, images, packed)
-    history = _replace(before, plan, {key: images[key] for key in fresh}, adopted)
+    anew = _rows([images[key] for key in fresh]) if before.generations else {}
+    before = _superseded(before, images, set(fresh), anew)
+    history = _replace(before, plan, {key: images[key] for key in fresh}, anew, adopted)
     full = [key for key in fresh if len(images[key])]
     history = history.model_copy(update={"generations": [*before.generations, *([full] if full else [])]})
     left = pa.concat_tables([_left(table, key, history) for key, table in images.items()])
@@ -65,7 +66,9 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
         for side, found in found_in.items():
             by_name[side] |= {shard.sha256: shard for shard in found}
     shards = {side: list(found.values()) for side, found in by_name.items()}
-    trains = [shard for shard in (_without(s, history.gone) for s in shards["train"]) if shard.kept]
+    used = _rows([left.filter(pc.equal(left["side"], "train"))]) if adopted else {}
+    trains = [_only(s, used) if s.uri else _without(s, history.gone) for s in shards["train"]]
+    trains = [shard for shard in trains if shard.kept]
     tests = (_without(_without(s, history.gone), division.dropped) for s in shards["test"])
     made = _pack_labelled(division.labelled, {shard.sha256: shard for shard in trains}, config, store)
     counts = Counter(candidate.label for candidate in division.labelled)
@@ -90,22 +93,35 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
     return manifest, history
 
 
-def _superseded(before: History, images: Mapping[str, pa.Table], packed: Sequence[Packed]) -> History:
-    """Return the history without what the fresh shards hold anew.
+def _rows(tables: Sequence[pa.Table]) -> dict[str, set[int]]:
+    """Return the rows that tables tell of, by shard."""
+    found: dict[str, set[int]] = {}
+    for table in tables:
+        for shard, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True):
+            if shard is not None:
+                found.setdefault(shard, set()).add(row)
+    return found
 
-    Shards are named by content: an image that went and came back, or was touched, may be packed into the very shard
-    that it was in. The fresh table then speaks for that shard, and the earlier ones no longer do.
+
+def _superseded(
+    before: History, images: Mapping[str, pa.Table], fresh: set[str], anew: Mapping[str, set[int]]
+) -> History:
+    """Return the history without what the ``fresh`` tables tell anew.
+
+    Shards are named by content: an image that went and came back, or was touched, may be packed into the very row
+    that it was in. The fresh table then speaks for that row, and the earlier ones no longer do.
     """
-    fresh = {each.table for each in packed}
-    shards = {shard.sha256 for each in packed for made in each.shards.values() for shard in made}
     forgotten = {table: paths for table, paths in before.forgotten.items() if table not in fresh}
-    value_set = pa.array(sorted(shards), pa.string())
+    value_set = pa.array(sorted(anew), pa.string())
     for key in (key for tables in before.generations for key in tables if key not in fresh):
-        again = images[key].filter(pc.is_in(images[key]["shard"], value_set=value_set))["path"].to_pylist()
+        shared = images[key].filter(pc.is_in(images[key]["shard"], value_set=value_set))
+        columns = (shared[name].to_pylist() for name in ("shard", "row", "path"))
+        again = [path for shard, row, path in zip(*columns, strict=True) if row in anew[shard]]
         if again:
             forgotten[key] = sorted({*forgotten.get(key, []), *again})
     generations = [[key for key in tables if key not in fresh] for tables in before.generations]
-    gone = {shard: rows for shard, rows in before.gone.items() if shard not in shards}
+    gone = {shard: sorted(set(rows) - anew.get(shard, set())) for shard, rows in before.gone.items()}
+    gone = {shard: rows for shard, rows in gone.items() if rows}
     return before.model_copy(update={"generations": generations, "gone": gone, "forgotten": forgotten})
 
 
@@ -118,14 +134,15 @@ def _refuse_twins(fresh: Sequence[Sequence[Shard]]) -> None:
             raise DataError(f"{other} and {shard.uri} hold the same bytes; remove one of them")
 
 
-def _replace(before: History, plan: Plan, fresh: Mapping[str, pa.Table], adopted: set[str]) -> History:
+def _replace(
+    before: History, plan: Plan, fresh: Mapping[str, pa.Table], anew: Mapping[str, set[int]], adopted: set[str]
+) -> History:
     """Return the history with one row of each changed image dropped: the new one if its time alone changed.
 
     Of a tar that was ``adopted`` and changed the old bytes are no longer there, so it is the old row.
     """
-    anew = {shard for table in fresh.values() for shard in pc.unique(table["shard"]).to_pylist()}
     replaced = plan.changes.replaced if plan.changes else {}
-    replaced = {path: old for path, old in replaced.items() if old.shard not in anew}
+    replaced = {path: old for path, old in replaced.items() if old.row not in anew.get(old.shard, set())}
     gone = {shard: set(rows) for shard, rows in before.gone.items()}
     touched = dict(before.touched)
     for former in replaced.values():
@@ -165,6 +182,11 @@ def _left(table: pa.Table, key: str, history: History) -> pa.Table:
 def _without(shard: Shard, gone: Mapping[str, list[int]]) -> Shard:
     rows = gone.get(shard.sha256)
     return shard.model_copy(update={"dropped": sorted({*shard.dropped, *rows})}) if rows else shard
+
+
+def _only(shard: Shard, used: Mapping[str, set[int]]) -> Shard:
+    """Return an adopted shard with all rows dropped that are not used."""
+    return shard.model_copy(update={"dropped": sorted(set(range(shard.count)) - used.get(shard.sha256, set()))})
 
 
 def _pack_labelled(

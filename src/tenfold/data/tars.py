@@ -11,6 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -20,8 +21,9 @@ from tenfold.storage import Entry, Span, Store
 
 #: Members that are images, by their extension.
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_BLOCK, _BUFFER, _AT_ONCE = 512, 1 << 16, 8
-_SPLIT = re.compile(r"(?:^|[/_.-])(train|test|unlabell?ed)(?=[/_.-])")
+_BLOCK, _BUFFER, _AT_ONCE, _LOOKED_AT = 512, 1 << 16, 8, 1000
+_SPLIT = re.compile(r"(?:^|[/_.-])(train|test|val|valid|validation|unlabell?ed)(?=[/_.-])")
+_TESTS = {"test", "val", "valid", "validation"}
 
 
 class TarImage(NamedTuple):
@@ -58,13 +60,13 @@ def scan(file: IO[bytes], size: int, where: str) -> list[TarImage]:
                     continue
                 _check(member, seen, where)
                 base, kind = _sample(member.name)
-                if kind.endswith(IMAGES) and base not in images:
+                if kind.endswith(IMAGES) and (base not in images or kind in IMAGES):
                     images[base] = (member.name, member.offset_data, member.size)
                 elif kind in {".cls", ".json"}:
                     told = _label(tar, member, kind)
                     if told is not None:
                         labels[base] = told
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise DataError(f"{where} is no whole tar: {error}") from None
     file.seek(end)
     if end + 2 * _BLOCK > size or file.read(2 * _BLOCK).strip(b"\0"):
@@ -74,8 +76,8 @@ def scan(file: IO[bytes], size: int, where: str) -> list[TarImage]:
 
 def _check(member: tarfile.TarInfo, seen: set[str], where: str) -> None:
     path = PurePosixPath(member.name)
-    if not member.isreg():
-        raise DataError(f"{where} is refused: its member {member.name} is a link or a device")
+    if not member.isreg() or member.issparse():
+        raise DataError(f"{where} is refused: its member {member.name} is a link, a device, or sparse")
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{where} is refused: its member {member.name} points outside of it")
     if member.name in seen:
@@ -98,10 +100,12 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> str | No
         return text or None
     try:
         facts = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     told = facts.get("label", facts.get("cls")) if isinstance(facts, dict) else None
-    return str(told) if isinstance(told, str | int) and not isinstance(told, bool) else None
+    if not isinstance(told, str | int) or isinstance(told, bool):
+        return None
+    return str(told).encode("utf-8", "replace").decode().strip() or None
 
 
 class _Remote(io.RawIOBase):
@@ -134,7 +138,7 @@ class _Remote(io.RawIOBase):
 class TarSource:
     """The images of WebDataset tars below a folder or an S3 prefix; paths are ``<tar>/<member>``.
 
-    A tar whose path says ``train``, ``test`` or ``unlabelled`` puts its images there.
+    A tar whose path says ``train``, ``unlabelled``, ``test`` or ``val`` puts its images there; the last counts as test.
     """
 
     def __init__(self, store: Store) -> None:
@@ -145,9 +149,9 @@ class TarSource:
 
     @staticmethod
     def fits(store: Store) -> bool:
-        """Tell whether the first file of a store is a tar."""
-        first = next((entry.key for entry in store.list() if "/." not in f"/{entry.key}"), "")
-        return first.endswith(".tar")
+        """Tell whether a store holds tars and no loose images, by its first files."""
+        names = [entry.key.lower() for entry in islice(store.list(), _LOOKED_AT) if "/." not in f"/{entry.key}"]
+        return any(name.endswith(".tar") for name in names) and not any(name.endswith(IMAGES) for name in names)
 
     def list(self) -> Iterator[Entry]:
         """See :class:`tenfold.data.sources.Source`; some tars at a time, and what was found is kept on disk."""
@@ -163,6 +167,8 @@ class TarSource:
                     yield from (Entry(f"{tar.key}/{image.member}", image.size, tar.tag) for image in images)
 
     def _scan(self, tar: Entry) -> tuple[Entry, Sequence[TarImage]]:
+        if ".tar/" in tar.key:
+            raise DataError(f"{self.uri}/{tar.key}: the name of a folder that tars lie in must not end in .tar")
         file = io.BufferedReader(_Remote(self.store, tar), _BUFFER)
         return tar, scan(file, tar.size, f"{self.uri}/{tar.key}")
 
@@ -172,7 +178,7 @@ class TarSource:
         for path in self._scanned:
             tar, images = json.loads(path.read_text())
             found = _SPLIT.findall(tar)
-            split: Split | None = ("test" if found[-1] == "test" else "train") if found else None
+            split: Split | None = ("test" if found[-1] in _TESTS else "train") if found else None
             for image in (TarImage(*values) for values in images):
                 number += 1
                 label = None if found and found[-1].startswith("unlabel") else image.label
