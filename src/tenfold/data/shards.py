@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from dataclasses import dataclass
@@ -50,11 +49,14 @@ class ShardWriter:
     def __init__(self, store: Store, max_images: int, max_bytes: int) -> None:
         self._store, self._max_images, self._max_bytes = store, max_images, max_bytes
         self.shards: list[Shard] = []
-        self._tar, self._lines = io.BytesIO(), list[str]()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parts, self._size, self._lines = list[bytes](), 0, list[str]()
 
     def add(self, sample: Sample) -> None:
         """Append a sample; a full shard is stored first."""
-        if self._lines and (len(self._lines) >= self._max_images or self._tar.tell() >= self._max_bytes):
+        if self._lines and (len(self._lines) >= self._max_images or self._size >= self._max_bytes):
             self.flush()
         facts = {"path": sample.path} if sample.label is None else {"path": sample.path, "label": sample.label}
         members = [(sample.extension, sample.image), ("json", canonical_json(facts).encode())]
@@ -62,22 +64,21 @@ class ShardWriter:
 
     def _member(self, key: str, extension: str, data: bytes) -> str:
         name = f"{key}.{extension}"
-        self._tar.write(_header(name, len(data)))
-        offset = self._tar.tell()
-        self._tar.write(data)
-        self._tar.write(bytes(-len(data) % _BLOCK))
+        offset, fill = self._size + _BLOCK, bytes(-len(data) % _BLOCK)
+        self._parts += (_header(name, len(data)), data, fill)
+        self._size = offset + len(data) + len(fill)
         return f"{extension} {offset} {len(data)} {name}"
 
     def flush(self) -> None:
         """Store what was added since the last shard as one."""
         count = len(self._lines)
-        data = self._tar.getvalue() + b"\0" * (2 * _BLOCK)
+        data = b"".join((*self._parts, bytes(2 * _BLOCK)))
         index = f"v1.2 {count}\n{''.join(line + chr(10) for line in self._lines)}".encode()
         name = digest(data)
         self._store.create(f"shards/{name}.tar", data)
         self._store.create(f"shards/{name}.idx", index)
         self.shards.append(Shard(sha256=name, size=len(data), count=count, index_sha256=digest(index)))
-        self._tar, self._lines = io.BytesIO(), []
+        self._begin()
 
     def close(self) -> list[Shard]:
         """Store what is left and return all shards; with no sample at all there is one empty shard."""
