@@ -78,12 +78,13 @@ def rate(step: Callable[[], int]) -> float:
 
 
 def table_of(folder: Path) -> Path:
-    """Write a table of a folder's images, with two made-up classes; returns it."""
-    lines = [
-        f"{path},{number % 2},{'test' if number < 2 else 'train'}\n" for number, path in enumerate(files_of(folder))
-    ]
-    table = Path(tempfile.mkdtemp(dir=folder.parent)) / "images.csv"
-    table.write_text("path,label,split\n" + "".join(lines))
+    """Write a table of a folder's images beside it, with two made-up classes; returns it."""
+    table = folder.with_name(f"{folder.name}.csv")
+    if not table.is_file():
+        lines = [
+            f"{path},{number % 2},{'test' if number < 2 else 'train'}\n" for number, path in enumerate(files_of(folder))
+        ]
+        table.write_text("path,label,split\n" + "".join(lines))
     return table
 
 
@@ -94,9 +95,7 @@ def dataset_of(folder: Path) -> Any:
     from tenfold.data.sources import open_source
     from tenfold.storage import FileStore
 
-    table = folder.with_name(f"{folder.name}.csv")
-    if not table.is_file():
-        table_of(folder).rename(table)
+    table = table_of(folder)
     config = DataConfig.model_validate({"source": str(table), "labels": {"per_class": 2}})
     store = FileStore(folder.with_name(f"{folder.name}-store"))
     return build_dataset(open_source(str(table)), config, store)[0]

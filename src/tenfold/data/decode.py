@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tenfold.config import ShrinkConfig
 from tenfold.errors import BadImageError
@@ -112,6 +112,7 @@ def examine(data: bytes, max_pixels: int = 64_000_000, shrink: ShrinkConfig | No
             plain = _is_plain(image, data)
             if plain:
                 image.draft("L", (9 * 8, 8 * 8))
+                assert isinstance(image, ImageFile.ImageFile)
                 image.decodermaxblock = len(data)  # at once: at each end of a block the decoder goes back a row
                 image.load()
         if plain:
