@@ -26,6 +26,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,12 @@ def paired(ours: tuple[str, ...], theirs: tuple[str, ...], repeats: int) -> dict
     return {"ours": one, "theirs": other, "ratios": ratios, "ratio": float(np.median(ratios))}
 
 
+def growing(folder: str) -> dict[str, float]:
+    """Return what sharding 1,000 new images costs beside sharding all."""
+    found: dict[str, float] = measure("grow", folder)
+    return {**found, "share": found["new"] / found["all"]}
+
+
 def run_one(what: str, arguments: list[str]) -> Any:
     """Run the measurement that ``--one`` names."""
     if what == "list_many":
@@ -403,27 +410,31 @@ def main() -> None:
     commit, home = current_commit(), options.home.absolute()
     home.mkdir(parents=True, exist_ok=True)
     photographs = str(unpack(options.photographs, home / "photographs"))
-    cifar = str(unpack(options.cifar10, home / "cifar10"))
+    cifar = str(unpack(options.cifar10, home / "cifar10") / "train")
     some = str(unpack(options.cifar10, home / "cifar10-some", 10_000))
-    result: dict[str, Any] = {}
+    parts = home / f"parts-{commit}-{options.repeats}.json"  # an interrupted benchmark goes on where it stopped
+    result: dict[str, Any] = json.loads(parts.read_text()) if parts.is_file() else {}
 
-    def note(name: str, found: dict[str, Any]) -> None:
-        result[name] = found
+    def note(name: str, measured: Callable[[], dict[str, Any]]) -> None:
+        if name in result:
+            return
+        found = result[name] = measured()
+        parts.write_text(json.dumps(result))
         print(name, {key: value for key, value in found.items() if not isinstance(value, list)}, flush=True)
 
     for name, place, preset, batch in (
         ("224", photographs, "simclr-r50-1x-100pct", "64"), ("32", some, "cifar10-cpu", "256"),
     ):  # fmt: skip
         sides = (("views_ours", place, preset, batch), ("views_lightly", place, preset, batch))
-        note(f"views_{name}", paired(*sides, options.repeats))
-        note(f"limit_{name}", paired(sides[0], ("decode_only", place, preset, batch), options.repeats))
+        limit = (sides[0], ("decode_only", place, preset, batch))
+        note(f"views_{name}", partial(paired, *sides, options.repeats))
+        note(f"limit_{name}", partial(paired, *limit, options.repeats))
     many = str(many_of(Path(photographs), 24))  # a packer's start and end weigh too much in 250 images
-    note("packing_photographs", paired(("pack_ours", many), ("pack_webdataset", many), options.repeats))
-    note("packing_cifar10", paired(("pack_ours", some), ("pack_webdataset", some), options.repeats))
-    note("reading", paired(("verified", some), ("unverified", some), options.repeats))
-    grown = measure("grow", cifar)
-    note("growing", {**grown, "share": grown["new"] / grown["all"]})
-    note("listing", {"keys": options.keys, **measure("list_many", str(options.keys))})
+    note("packing_photographs", lambda: paired(("pack_ours", many), ("pack_webdataset", many), options.repeats))
+    note("packing_cifar10", lambda: paired(("pack_ours", some), ("pack_webdataset", some), options.repeats))
+    note("reading", lambda: paired(("verified", some), ("unverified", some), options.repeats))
+    note("growing", lambda: growing(cifar))
+    note("listing", lambda: {"keys": options.keys, **measure("list_many", str(options.keys))})
     path = write_result("data", {"what": __doc__, "threads": THREADS, "repeats": options.repeats, **result}, commit)
     print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
 
