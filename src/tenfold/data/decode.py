@@ -28,6 +28,8 @@ Image.MAX_IMAGE_PIXELS = None  # decode() has a limit of its own, checked from t
 #: Told by content, whatever the file's name. Not all that Pillow knows: PostScript would start Ghostscript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _EXIF_ORIENTATION = 0x0112
+#: Level at which photographs are written as PNG: 6 takes three times as long for 4% fewer bytes.
+_FAST = 1
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -87,7 +89,7 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
     pixels = np.asarray(rgb)
     if plain:
         return Decoded(pixels, data, _extension(image))
-    return Decoded(pixels, encode_png(pixels), "png")
+    return Decoded(pixels, encode_png(pixels, _FAST), "png")
 
 
 def examine(data: bytes, max_pixels: int = 64_000_000, shrink: ShrinkConfig | None = None) -> Examined:
@@ -165,11 +167,10 @@ def _told(error: Exception) -> str:
     return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__} {error}"
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return ``pixels`` (height x width x 3, or height x width) as a PNG."""
+def encode_png(pixels: NDArray[np.uint8], level: int = 6) -> bytes:
+    """Return ``pixels`` (height x width x 3, or height x width) as a PNG; a higher ``level`` is slower and smaller."""
     buffer = io.BytesIO()
-    # the level costs: 6 takes three times as long for 4% fewer bytes
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=level)
     return buffer.getvalue()
 
 
