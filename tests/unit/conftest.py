@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chain import Made, make_chain, new_work
 
+from tenfold.config import DataConfig
+from tenfold.data.build import build_dataset
+from tenfold.data.decode import encode_png
 from tenfold.data.manifest import Dataset
+from tenfold.data.reader import SplitReader
+from tenfold.data.sources import open_source
 from tenfold.models.saved import load_classifier, save
+from tenfold.storage import FileStore
 from tenfold.work import Work
 
 
@@ -31,3 +38,21 @@ def stranger(made: Made, tmp_path: Path) -> Path:
     folder = tmp_path / "stranger"
     save(folder, model, description.model_copy(update={"classes": description.classes[::-1]}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> SplitReader:
+    """Smooth coloured images of odd and even sizes, wide and tall."""
+    folder = tmp_path_factory.mktemp("coloured")
+    rng = np.random.default_rng(0)
+    sizes = [(33, 47), (64, 41), (21, 21), (40, 40), (95, 31), (17, 64), (50, 27), (29, 30)]
+    for number, (height, width) in enumerate(sizes * 3):
+        rows, columns = np.linspace(0, 3, height)[:, None, None], np.linspace(0, 3, width)[None, :, None]
+        phase, pace = rng.uniform(0, 6, 3), rng.uniform(0.5, 2, 3)
+        pixels = 127 + 120 * np.sin(phase + pace * rows + pace[::-1] * columns)
+        path = folder / "images" / f"{'ab'[number % 2]}/{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_png(pixels.round().astype(np.uint8)))
+    config = DataConfig.model_validate({"labels": {"fraction": 1.0}, "split": {"test_fraction": 0.3}})
+    dataset, _ = build_dataset(open_source(str(folder / "images")), config, FileStore(folder / "store"))
+    return SplitReader(dataset, "unlabelled")

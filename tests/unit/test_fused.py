@@ -19,17 +19,12 @@ from tenfold.config import (
     AffineConfig,
     BlurConfig,
     CropConfig,
-    DataConfig,
     EraseConfig,
     EvalViewConfig,
     JitterConfig,
     ViewConfig,
 )
-from tenfold.data.build import build_dataset
-from tenfold.data.decode import encode_png
 from tenfold.data.reader import RankOrder, SplitReader
-from tenfold.data.sources import open_source
-from tenfold.storage import FileStore
 
 SIDE = 40
 PLAIN = ViewConfig(crop=None, flip=0)
@@ -61,40 +56,23 @@ VIEWS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> SplitReader:
-    folder = tmp_path_factory.mktemp("coloured")
-    rng = np.random.default_rng(0)
-    sizes = [(33, 47), (64, 41), (21, 21), (40, 40), (95, 31), (17, 64), (50, 27), (29, 30)] * 3
-    for number, (height, width) in enumerate(sizes):
-        rows, columns = np.linspace(0, 3, height)[:, None, None], np.linspace(0, 3, width)[None, :, None]
-        phase, pace = rng.uniform(0, 6, 3), rng.uniform(0.5, 2, 3)
-        pixels = 127 + 120 * np.sin(phase + pace * rows + pace[::-1] * columns)
-        path = folder / "images" / f"{'ab'[number % 2]}/{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(pixels.round().astype(np.uint8)))
-    config = DataConfig.model_validate({"labels": {"fraction": 1.0}, "split": {"test_fraction": 0.3}})
-    dataset, _ = build_dataset(open_source(str(folder / "images")), config, FileStore(folder / "store"))
-    return SplitReader(dataset, "unlabelled")
-
-
-def three(reader: SplitReader, view: ViewConfig | None, evaluation: EvalViewConfig | None = None) -> list[Tensor]:
+def three(coloured: SplitReader, view: ViewConfig | None, evaluation: EvalViewConfig | None = None) -> list[Tensor]:
     """Return the second batch's views by torch, compiled, and by DALI's graph."""
     spec = ViewSpec(backend="dali", image_size=SIDE, view=view, evaluation=evaluation)
 
     def order() -> RankOrder:  # each walks one of its own: they read ahead in threads
-        return RankOrder(reader.order(12, 5, shuffle=True), 12, 0, 1)
+        return RankOrder(coloured.order(12, 5, shuffle=True), 12, 0, 1)
 
-    makers: list[Any] = [TorchvisionViews(reader, [spec], 12, order(), 12, 5)]
+    makers: list[Any] = [TorchvisionViews(coloured, [spec], 12, order(), 12, 5)]
     makers += [
-        DaliViews(reader, [spec], 12, order(), 12, 5, torch.device("cpu"), 2, graph=graph) for graph in (False, True)
+        DaliViews(coloured, [spec], 12, order(), 12, 5, torch.device("cpu"), 2, graph=graph) for graph in (False, True)
     ]
     return [maker.next()[0] for maker in makers]
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_three_implementations_make_one_view(reader: SplitReader, name: str) -> None:
-    by_torch, compiled, graph = three(reader, PLAIN.model_copy(update=VIEWS[name]))
+def test_three_implementations_make_one_view(coloured: SplitReader, name: str) -> None:
+    by_torch, compiled, graph = three(coloured, PLAIN.model_copy(update=VIEWS[name]))
     assert (compiled - by_torch).abs().max() < 2e-5
     difference = 255 * (graph - by_torch).abs()
     assert difference.mean() < 0.6
@@ -104,10 +82,10 @@ def test_three_implementations_make_one_view(reader: SplitReader, name: str) -> 
 @pytest.mark.parametrize("interpolation", ["cubic", "linear"])
 @pytest.mark.parametrize("proportion", [0.875, 0.5, 1.0])
 def test_three_implementations_make_one_evaluation_view(
-    reader: SplitReader, interpolation: Any, proportion: float
+    coloured: SplitReader, interpolation: Any, proportion: float
 ) -> None:
     config = EvalViewConfig(crop_proportion=proportion, interpolation=interpolation)
-    by_torch, compiled, graph = three(reader, None, config)
+    by_torch, compiled, graph = three(coloured, None, config)
     assert (compiled - by_torch).abs().max() < 2e-6
     assert 255 * (graph - by_torch).abs().max() < 3
 

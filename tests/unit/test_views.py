@@ -20,19 +20,14 @@ from tenfold.config import (
     AugmentConfig,
     BlurConfig,
     CropConfig,
-    DataConfig,
     EraseConfig,
     EvalViewConfig,
     JitterConfig,
     ViewConfig,
 )
-from tenfold.data.build import build_dataset
-from tenfold.data.decode import encode_png
 from tenfold.data.manifest import Dataset, SplitName
 from tenfold.data.reader import SplitReader
-from tenfold.data.sources import open_source
 from tenfold.errors import DataError
-from tenfold.storage import FileStore
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -63,24 +58,6 @@ def same(a: Batch, b: Batch) -> bool:
 @pytest.fixture(scope="module")
 def reader(digits: Dataset) -> SplitReader:
     return SplitReader(digits, "labelled")
-
-
-@pytest.fixture(scope="module")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> SplitReader:
-    """Smooth coloured images of odd and even sizes, wide and tall."""
-    folder = tmp_path_factory.mktemp("coloured")
-    rng = np.random.default_rng(0)
-    sizes = [(33, 47), (64, 41), (21, 21), (40, 40), (95, 31), (17, 64), (50, 27), (29, 30)]
-    for number, (height, width) in enumerate(sizes * 3):
-        rows, columns = np.linspace(0, 3, height)[:, None, None], np.linspace(0, 3, width)[None, :, None]
-        phase, pace = rng.uniform(0, 6, 3), rng.uniform(0.5, 2, 3)
-        pixels = 127 + 120 * np.sin(phase + pace * rows + pace[::-1] * columns)
-        path = folder / "images" / f"{'ab'[number % 2]}/{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(pixels.round().astype(np.uint8)))
-    config = DataConfig.model_validate({"labels": {"fraction": 1.0}, "split": {"test_fraction": 0.3}})
-    dataset, _ = build_dataset(open_source(str(folder / "images")), config, FileStore(folder / "store"))
-    return SplitReader(dataset, "unlabelled")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -39,10 +39,10 @@ class AffineConfig(Section):
 class JitterConfig(Section):
     """Colour jitter after SimCLR: factors drawn from 1 ± strength, hue as a share of the circle.
 
-    ``order``: of the four operations, drawn for each image (the papers) or as the fields stand (faster).
+    ``order``: of the four operations, drawn for each image (the papers) or as the fields stand (faster on a GPU).
     ``additive``: brightness adds a number drawn from ±strength (the first paper) instead of multiplying.
     ``colours``: saturation and hue are those of hue-saturation-value (the papers), or a matrix on luma and chroma,
-    which is faster and changes saturated colours more.
+    which is faster there, too, and changes saturated colours more.
     """
 
     probability: Probability = 0.8
