@@ -207,12 +207,12 @@ def _joined(store: Store, manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"splits": splits})
 
 
-def is_whole(dataset: Dataset) -> bool:
-    """Tell whether all shards are still there."""
+def is_whole(dataset: Dataset, *, adopted: bool = True) -> bool:
+    """Tell whether all shards are still there; without ``adopted``, those that the store itself holds."""
     held = {entry.key for entry in dataset.store.list("shards/")}
     shards = [shard for split in dataset.manifest.splits.values() for shard in split.shards]
     own = (shard_key(shard, suffix) for shard in shards for suffix in suffixes_of(shard))
-    return all(key in held for key in own) and all_there([shard for shard in shards if shard.uri])
+    return all(key in held for key in own) and all_there([shard for shard in shards if shard.uri and adopted])
 
 
 def suffixes_of(shard: Shard) -> tuple[Literal["tar", "idx"], ...]:

@@ -140,9 +140,11 @@ def listing_key(listing: Listing, config: DataConfig) -> str:
 
 
 def _stands(store: Store, history: History) -> bool:
-    """Tell whether a data set and what it was made of are still in the store."""
+    """Tell whether a data set and what it was made of are still in the store; an adopted tar may go as an image may."""
     keys = [manifest_key(history.dataset), *(key for tables in history.generations for key in tables)]
-    return all(map(store.exists, keys)) and is_whole(open_dataset(f"{store.uri}/datasets/{history.dataset}"))
+    return all(map(store.exists, keys)) and is_whole(
+        open_dataset(f"{store.uri}/datasets/{history.dataset}"), adopted=False
+    )
 
 
 def _bits(count: int, config: DataConfig) -> int:
