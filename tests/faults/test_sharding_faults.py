@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from tenfold.data.reader import SplitReader
 from tenfold.data.sources import StoreSource, open_source
 from tenfold.errors import DataError, StorageError
 from tenfold.storage import FileStore, Store
+from tenfold.storage.store import Content, size_of
 
 
 @pytest.fixture
@@ -116,12 +119,12 @@ class Full(FileStore):
         super().__init__(root)
         self.room = room
 
-    def create(self, key: str, content: Any) -> bool:
-        self.room -= len(content)
+    def create(self, key: str, content: Content, *, sealed: bool = False) -> bool:
+        self.room -= size_of(content)
         if self.room < 0:
             with self._errors(key):
                 raise OSError(errno.ENOSPC, "No space left on device")
-        return super().create(key, content)
+        return super().create(key, content, sealed=sealed)
 
 
 @pytest.mark.parametrize("room", [0, 3_000, 12_000, 25_000])
@@ -134,6 +137,24 @@ def test_a_full_disk_is_told_and_leaves_no_half_shard(images: Path, tmp_path: Pa
         assert packing.hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
     dataset, _ = build_dataset(open_source(str(images)), config(images), FileStore(tmp_path / "store"))
     assert dataset.digest == digest_of_all(images, tmp_path)
+
+
+def test_a_temporary_folder_without_room_is_told_and_left_empty(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of files stands for the room: writing beyond it fails as a full disk does."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    store, before = FileStore(tmp_path / "store"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=f"a shard cannot be written below {temporary}: File too large"):
+            build_dataset(open_source(str(images)), config(images, shard_images=40), store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(temporary.iterdir()) == []
+    assert build_dataset(open_source(str(images)), config(images), store)[0].digest == digest_of_all(images, tmp_path)
 
 
 class Cut(StoreSource):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,6 +142,24 @@ def test_the_tag_of_an_entry_changes_with_the_object(store: FileStore) -> None:
     store.write("a", b"two")
     [after] = store.list()
     assert before.tag != after.tag
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_sealed_file_is_taken_over(store: FileStore, tmp_path: Path, elsewhere: bool) -> None:
+    """By a link where the disk is the same, by a copy where it is not (/dev/shm)."""
+    folder = Path("/dev/shm") if elsewhere and Path("/dev/shm").is_dir() else tmp_path
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(b"sealed")
+        file.flush()
+        assert store.create("a/b", Path(file.name), sealed=True)
+        linked = (store.root / "a" / "b").stat().st_ino == Path(file.name).stat().st_ino
+        assert linked == (folder.stat().st_dev == store.root.stat().st_dev)
+        assert not store.create("a/b", Path(file.name), sealed=True)
+        with pytest.raises(ConflictError):
+            store.create("a/b", b"other")
+    assert store.read("a/b") == b"sealed"
+    assert (store.root / "a" / "b").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in (store.root / "a").iterdir()] == ["b"]
 
 
 def test_what_is_listed_through_links_can_be_read(store: FileStore, tmp_path: Path) -> None:

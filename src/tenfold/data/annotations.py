@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tenfold.data.sources import Source
@@ -86,7 +86,7 @@ class Table:
     def __iter__(self) -> Iterator[Line]:
         return self._lines
 
-    def join(self, entries: list[list[Any]], lines: list[list[Any]]) -> Iterator[Row]:
+    def join(self, entries: Sequence[Sequence[Any]], lines: Sequence[Sequence[Any]]) -> Iterator[Row]:
         """Yield the images that the table names, with what it says of them.
 
         Raises:

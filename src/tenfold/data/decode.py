@@ -159,7 +159,7 @@ def _extension(image: Image.Image) -> str:
 
 def _look(image: Image.Image) -> int:
     small = image.resize((9, 8), Image.Resampling.BOX, reducing_gap=1.0 if max(image.size) > 256 else None)
-    cells = np.asarray(small if small.mode == "L" else small.convert("L"))
+    cells = np.frombuffer((small if small.mode == "L" else small.convert("L")).tobytes(), np.uint8).reshape(8, 9)
     return int.from_bytes(np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes(), "big")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from tenfold.errors import DataError
 from tenfold.fingerprint import canonical_json, digest
 
 _BITS = 8
+#: Lists that wait in memory.
+_IN_MEMORY = 50_000
 
 
 def place(path: str) -> int:
@@ -33,37 +35,36 @@ def place(path: str) -> int:
 
 
 class Buckets:
-    """Lists on disk, a file for each value of the first bits of their path's hash."""
+    """Lists in buckets by the first bits of their path's hash; all but the last come to lie in a file a bucket."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self._files = [folder / f"{number:02x}" for number in range(1 << _BITS)]
-        self._waiting: list[list[str]] = [[] for _ in self._files]
+        self._waiting: list[list[tuple[Any, ...]]] = [[] for _ in self._files]
         self._count = 0
 
     def add(self, values: tuple[Any, ...]) -> None:
         """Keep ``values``, whose first is the path."""
-        self._waiting[place(values[0]) >> (64 - _BITS)].append(json.dumps(values))
+        self._waiting[place(values[0]) >> (64 - _BITS)].append(values)
         self._count += 1
-        if self._count % 100_000 == 0:
+        if self._count % _IN_MEMORY == 0:
             self._spill()
 
     def _spill(self) -> None:
-        for file, lines in zip(self._files, self._waiting, strict=True):
-            if lines:
+        for file, waiting in zip(self._files, self._waiting, strict=True):
+            if waiting:
                 with file.open("a") as out:
-                    out.write("\n".join(lines) + "\n")
-                lines.clear()
+                    out.writelines(json.dumps(values) + "\n" for values in waiting)
+                waiting.clear()
 
-    def __iter__(self) -> Iterator[list[list[Any]]]:
+    def __iter__(self) -> Iterator[Sequence[Sequence[Any]]]:
         """Yield each bucket's lists; those of one path stand in the order in which they came."""
-        self._spill()
-        for file in self._files:
-            if not file.is_file():
-                yield []
-                continue
-            with file.open() as lines:
-                yield [json.loads(line) for line in lines]
+        for file, waiting in zip(self._files, self._waiting, strict=True):
+            spilled: list[Sequence[Any]] = []
+            if self._count >= _IN_MEMORY and file.is_file():
+                with file.open() as lines:
+                    spilled += map(json.loads, lines)
+            yield [*spilled, *waiting]
 
 
 @dataclass

@@ -211,9 +211,8 @@ def _pack_labelled(
             )
         return Sample(index.keys[row], index.extensions[row], data, candidate.path, candidate.label)
 
-    writer = ShardWriter(store, config.shard_images, config.shard_bytes)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ShardWriter(store, config.shard_images, config.shard_bytes) as writer, ThreadPoolExecutor(_AT_ONCE) as pool:
         for start in range(0, len(labelled), 512):
             for sample in pool.map(read, labelled[start : start + 512]):
                 writer.add(sample)
-    return writer.close()
+        return writer.close()

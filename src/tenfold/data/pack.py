@@ -95,7 +95,10 @@ def pack(
     left = [item for item in rows if item[0] not in done]
     bad: list[dict[str, Any]] = []
     out: list[dict[str, Any]] = []
-    with _side_by_side(threads) as mapped:
+    with contextlib.ExitStack() as stack:
+        for side in sides.values():
+            stack.enter_context(side.writer)
+        mapped = stack.enter_context(_side_by_side(threads))
         for count, found in enumerate(mapped(lambda item: check(*item), left), start=len(done) + 1):
             if found.sample is None and found.facts.get("reason") is None:
                 out.append(found.facts)
@@ -106,7 +109,7 @@ def pack(
             else:
                 sides[found.facts["side"]].add(found)
             advance(count, len(rows))
-    tables = [part.replace_schema_metadata(None) for side in sides.values() for part in side.close()]
+        tables = [part.replace_schema_metadata(None) for side in sides.values() for part in side.close()]
     table = pa.concat_tables([*tables, pa.Table.from_pylist([*bad, *out], COLUMNS)]).sort_by("number")
     shards = {side: made.shards for side, made in sides.items()}
     table = _with_shards(table, {**shards, "train": [*shards["train"], *check.adopted()]})
@@ -167,7 +170,7 @@ class _Side:
 
     def __init__(self, store: Store, plan: Plan, place: str, side: Side) -> None:
         self._store, self._place, self._side = store, place, side
-        self._writer = ShardWriter(store, plan.shard_images, plan.shard_bytes)
+        self.writer = ShardWriter(store, plan.shard_images, plan.shard_bytes)
         self._facts: list[dict[str, Any]] = []
         self._tables: list[pa.Table] = []
 
@@ -176,7 +179,7 @@ class _Side:
 
     @property
     def shards(self) -> list[Shard]:
-        return self._writer.shards
+        return self.writer.shards
 
     def resume(self) -> list[int]:
         """Take over the shards that an earlier packer of this partition filled; returns their images' numbers."""
@@ -190,7 +193,7 @@ class _Side:
             if not all(self._store.exists(f"shards/{shard.sha256}.tar") for shard in shards):
                 break
             self._tables.append(table)
-            self._writer.shards += shards
+            self.writer.shards += shards
             found += table["number"].to_pylist()
         return found
 
@@ -198,7 +201,7 @@ class _Side:
         """Append an image; a shard that is full with it is stored and recorded."""
         assert found.sample is not None
         before = len(self.shards)
-        self._writer.add(found.sample)
+        self.writer.add(found.sample)
         if len(self.shards) > before:
             self._keep()
         self._facts.append(found.facts)
@@ -214,7 +217,7 @@ class _Side:
     def close(self) -> list[pa.Table]:
         """Store what is left; returns the tables of all shards."""
         if self._facts:
-            self._writer.flush()
+            self.writer.flush()
             self._keep()
         return self._tables
 

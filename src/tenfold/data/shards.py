@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import tarfile
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
 from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.data.manifest import Shard
-from tenfold.errors import DataError
+from tenfold.errors import DataError, StorageError
 from tenfold.fingerprint import canonical_json, digest
 from tenfold.storage import Store
 
@@ -44,15 +49,28 @@ def _header(name: str, size: int) -> bytes:
 
 
 class ShardWriter:
-    """Packs samples into tars of bounded size and stores each under its sha256."""
+    """Packs samples into tars of bounded size and stores each under its sha256.
+
+    A tar grows in a temporary file, so memory holds one sample at a time; leaving the context removes what is left
+    of it.
+    """
 
     def __init__(self, store: Store, max_images: int, max_bytes: int) -> None:
         self._store, self._max_images, self._max_bytes = store, max_images, max_bytes
         self.shards: list[Shard] = []
         self._begin()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what a full disk did not take is not needed any more
+                self._file.close()
+
     def _begin(self) -> None:
-        self._parts, self._size, self._lines = list[bytes](), 0, list[str]()
+        self._file: IO[bytes] | None = None
+        self._sha256, self._size, self._lines = hashlib.sha256(), 0, list[str]()
 
     def add(self, sample: Sample) -> None:
         """Append a sample; a full shard is stored first."""
@@ -64,20 +82,33 @@ class ShardWriter:
 
     def _member(self, key: str, extension: str, data: bytes) -> str:
         name = f"{key}.{extension}"
-        offset, fill = self._size + _BLOCK, bytes(-len(data) % _BLOCK)
-        self._parts += (_header(name, len(data)), data, fill)
-        self._size = offset + len(data) + len(fill)
+        offset = self._size + _BLOCK
+        self._append(_header(name, len(data)) + data + bytes(-len(data) % _BLOCK))
         return f"{extension} {offset} {len(data)} {name}"
+
+    def _append(self, data: bytes, *, last: bool = False) -> IO[bytes]:
+        try:
+            if self._file is None:
+                self._file = tempfile.NamedTemporaryFile(prefix="tenfold-shard-", buffering=1 << 20)  # noqa: SIM115
+            self._file.write(data)
+            if last:
+                self._file.flush()
+        except OSError as error:
+            raise StorageError(f"a shard cannot be written below {tempfile.gettempdir()}: {error.strerror}") from None
+        self._sha256.update(data)
+        self._size += len(data)
+        return self._file
 
     def flush(self) -> None:
         """Store what was added since the last shard as one."""
         count = len(self._lines)
-        data = b"".join((*self._parts, bytes(2 * _BLOCK)))
+        file = self._append(bytes(2 * _BLOCK), last=True)
         index = f"v1.2 {count}\n{''.join(line + chr(10) for line in self._lines)}".encode()
-        name = digest(data)
-        self._store.create(f"shards/{name}.tar", data)
+        name = self._sha256.hexdigest()
+        with file:
+            self._store.create(f"shards/{name}.tar", Path(file.name), sealed=True)
         self._store.create(f"shards/{name}.idx", index)
-        self.shards.append(Shard(sha256=name, size=len(data), count=count, index_sha256=digest(index)))
+        self.shards.append(Shard(sha256=name, size=self._size, count=count, index_sha256=digest(index)))
         self._begin()
 
     def close(self) -> list[Shard]:

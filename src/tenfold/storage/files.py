@@ -6,6 +6,7 @@ import contextlib
 import filecmp
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -13,13 +14,15 @@ from tenfold.errors import ConflictError, StorageError
 from tenfold.storage.store import Content, Entry, Span, parts_of
 
 _CHUNK = 1 << 20
+#: Of what is written: a temporary file is its owner's alone, and a shared store has other readers.
+_MODE = 0o644
 
 
 class FileStore:
     """A folder as a store."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.resolve()
         self.uri = root.as_uri()
 
     def _path(self, key: str) -> Path:
@@ -27,7 +30,7 @@ class FileStore:
         parts = PurePosixPath(key)
         if parts.is_absolute() or ".." in parts.parts:
             raise StorageError(f"key '{key}' leaves the store {self.uri}")
-        return self.root.resolve() / key
+        return self.root / key
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -57,11 +60,11 @@ class FileStore:
             path = self._path(key)
             write_aside(path, content).replace(path)
 
-    def create(self, key: str, content: Content) -> bool:
+    def create(self, key: str, content: Content, *, sealed: bool = False) -> bool:
         """See :class:`Store`; the hard link makes one writer win."""
         with self._errors(key):
             path = self._path(key)
-            aside = write_aside(path, content)
+            aside = (_linked_aside(path, content) if sealed else None) or write_aside(path, content)
             try:
                 path.hardlink_to(aside)
                 return True
@@ -79,7 +82,6 @@ class FileStore:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See :class:`Store`; names that start with a dot are passed over."""
         folder = self._path(prefix.rpartition("/")[0])
-        root = self.root.resolve()
 
         def refuse(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):  # gone since its name was read
@@ -92,7 +94,7 @@ class FileStore:
                 for name in folders
                 if not name.startswith(".") and not here.is_relative_to((here / name).resolve())
             ]
-            above = Path(parent).relative_to(root).as_posix()
+            above = Path(parent).relative_to(self.root).as_posix()
             for name in files:
                 key = name if above == "." else f"{above}/{name}"
                 if name.startswith(".") or not key.startswith(prefix):
@@ -114,7 +116,7 @@ class FileStore:
             path = self._path(key)
             path.unlink(missing_ok=True)
             for parent in path.parents:
-                if parent == self.root.resolve():
+                if parent == self.root:
                     break
                 try:
                     parent.rmdir()
@@ -129,6 +131,25 @@ class FileStore:
         return path
 
 
+def _linked_aside(path: Path, content: Content) -> Path | None:
+    """Give the file ``content`` a hidden second name beside ``path``; None where that cannot be, as on other disks."""
+    assert isinstance(content, Path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".writing-{uuid.uuid4().hex}")
+    try:
+        aside.hardlink_to(content)
+    except OSError:
+        return None
+    try:
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.chmod(_MODE)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return aside
+
+
 def write_aside(path: Path, content: Content) -> Path:
     """Write ``content`` whole into a hidden file beside ``path``; nothing is left of it where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +160,7 @@ def write_aside(path: Path, content: Content) -> Path:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp gives the owner alone; a shared store has other readers
+        Path(name).chmod(_MODE)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -166,7 +166,7 @@ class S3Store:
         """See :class:`Store`."""
         self._call(key, lambda: self._put(key, content, {}))
 
-    def create(self, key: str, content: Content) -> bool:
+    def create(self, key: str, content: Content, *, sealed: bool = False) -> bool:
         """See :class:`Store`; ``If-None-Match: *`` lets one writer win.
 
         An object in parts is put in place by a conditional completion: S3 lets one of two writers win there too;

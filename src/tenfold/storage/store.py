@@ -44,8 +44,14 @@ class Store(Protocol):
     def write(self, key: str, content: Content) -> None:
         """Write or replace the object, whole or not at all."""
 
-    def create(self, key: str, content: Content) -> bool:
+    def create(self, key: str, content: Content, *, sealed: bool = False) -> bool:
         """Write the object if it is absent; True when this call made it.
+
+        Args:
+            key: of the object.
+            content: its bytes.
+            sealed: that nobody writes to the local file ``content`` any more, so that a link to it is as good as a
+                copy; its name may be removed afterwards.
 
         Raises:
             ConflictError: the object is there with other bytes.
