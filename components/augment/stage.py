@@ -18,8 +18,9 @@ from torch import Tensor
 
 from tenfold.augment.spec import ViewSpec, resolve_specs
 from tenfold.augment.stream import ViewStream
-from tenfold.config import AugmentConfig
-from tenfold.data.decode import decode
+from tenfold.config import AugmentConfig, PixelsConfig, channels_of
+from tenfold.data.channels import as_rgb
+from tenfold.data.decode import read_pixels
 from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.evaluation.view_check import Recognised, recognised
@@ -77,7 +78,7 @@ def run(config: AugmentConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     outputs.views.mkdir(parents=True, exist_ok=True)
     named = {name: getattr(specs, name) for name in Views._fields}
     hashes = {name: spec.hash for name, spec in named.items()}
-    statistics = channel_statistics(reader)
+    statistics = channel_statistics(reader, config.evaluation.pixels)
     rate = throughput(reader, specs.contrastive, device, work)
     shown = {name: named[name] for name in _SHOWN_VIEWS}
     sheet = contact_sheet(reader, shown, device, work)
@@ -108,11 +109,13 @@ def run(config: AugmentConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     return Views(**{name: spec.encoded() for name, spec in named.items()})
 
 
-def channel_statistics(reader: SplitReader) -> dict[str, list[float]]:
+def channel_statistics(reader: SplitReader, kind: PixelsConfig | None) -> dict[str, list[float]]:
     """Return mean and standard deviation of each channel over the first images, of pixels in [0, 1]."""
-    count, total, squares = 0, np.zeros(3), np.zeros(3)
+    channels = channels_of(kind)
+    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
     for number in range(min(len(reader), _STATISTICS_IMAGES)):
-        pixels = decode(reader.image(number).tobytes()).pixels.reshape(-1, 3) / 255.0
+        values = read_pixels(reader.image(number).tobytes(), kind).reshape(-1, channels)
+        pixels = np.minimum(values / (kind.top if kind else 255), 1)
         count += len(pixels)
         total += pixels.sum(0)
         squares += (pixels**2).sum(0)
@@ -137,8 +140,10 @@ def training_need(config: AugmentConfig, device: torch.device) -> float:
     feeds = config.feeds
     if feeds is None:
         return 0.0
-    model = build_encoder(feeds.network).to(device).train()
-    views = torch.rand(min(feeds.batch_size, _NEED_BATCH), 3, config.image_size, config.image_size, device=device)
+    channels = channels_of(config.evaluation.pixels)
+    model = build_encoder(feeds.network, channels).to(device).train()
+    shape = (min(feeds.batch_size, _NEED_BATCH), channels, config.image_size, config.image_size)
+    views = torch.rand(shape, device=device)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=feeds.precision == "bfloat16"):
@@ -189,7 +194,7 @@ def flipped_sheet(reader: SplitReader, spec: ViewSpec, found: Recognised, work: 
         tiles = [(images[number], own), (images[number].flip(2), "mirrored"), (images[near], other)]
         for column, (view, caption) in enumerate(tiles):
             left, top = gap + column * (_TILE + gap), gap + place * (_TILE + gap + text)
-            picture = Image.fromarray((view.permute(1, 2, 0).numpy() * 255).round().clip(0, 255).astype(np.uint8))
+            picture = Image.fromarray(_pixels(view.numpy()))
             sheet.paste(picture.resize((_TILE, _TILE), Image.Resampling.NEAREST), (left, top))
             draw.text((left, top + _TILE), caption[:12], fill=(255, 255, 255))
     return sheet
@@ -211,13 +216,19 @@ def contact_sheet(reader: SplitReader, specs: dict[str, ViewSpec], device: torch
     for column, name in enumerate(["original", *[name for name, _ in columns]]):
         draw.text((gap + column * (_TILE + gap), 4), name, fill=(255, 255, 255))
     for row in range(batch):
-        tiles: list[NDArray[np.uint8]] = [decode(reader.image(row).tobytes()).pixels]
-        tiles += [(view[row].transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8) for view in views]
+        tiles = [reader.picture(row), *(_pixels(view[row]) for view in views)]
         for column, tile in enumerate(tiles):
             picture = Image.fromarray(tile)
             picture = picture.resize((_TILE, _TILE), Image.Resampling.NEAREST)
             sheet.paste(picture, (gap + column * (_TILE + gap), head + gap + row * (_TILE + gap)))
     return sheet
+
+
+def _pixels(view: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a view (channels, S, S) as a picture."""
+    if len(view) != 3:
+        return as_rgb(view.transpose(1, 2, 0))
+    return (view.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def _page(views: Path, facts: dict[str, object], names: list[str]) -> str:

@@ -18,7 +18,6 @@ from PIL import Image
 
 from tenfold.augment.spec import ViewSpec, parse_spec
 from tenfold.config import EvaluateConfig
-from tenfold.data.decode import decode
 from tenfold.data.manifest import Dataset, open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
@@ -296,7 +295,7 @@ def _mistakes(
     worst = wrong[np.argsort(-predicted[wrong].max(1), kind="stable")][:_MISTAKES]
     shown = []
     for number in worst.tolist():
-        picture = Image.fromarray(decode(reader.image(number).tobytes()).pixels)
+        picture = Image.fromarray(reader.picture(number))
         picture.thumbnail((96, 96))
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")

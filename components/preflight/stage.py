@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.augment.spec import resolve_backend
-from tenfold.config import Description, HeadConfig, ResNetConfig, RunConfig, changed, load_config
+from tenfold.config import Description, HeadConfig, ResNetConfig, RunConfig, changed, channels_of, load_config
 from tenfold.data.listing import list_images
 from tenfold.data.plan import listing_key
 from tenfold.data.sources import TABLES, open_source
@@ -72,6 +72,12 @@ def _with_init(config: RunConfig) -> RunConfig:
         raise DataError(f"pretrain.init.path: the weights in {path} are not those that its model.json names")
     if known.kind != "simclr":
         raise DataError(f"pretrain.init.path: {path} holds a classifier; an encoder is needed")
+    channels = channels_of(config.data.pixels)
+    if known.channels != channels:
+        raise ConfigError(
+            f"pretrain.init.path: {path} takes images of {known.channels} channels, and the data's have {channels} "
+            "(data.pixels)"
+        )
     pretrain: dict[str, Any] = {"init": {**init.model_dump(), "path": path, "digest": digest(text)}}
     if init.skip or (known.head is not None and known.head.layers):
         pretrain["head"] = (known.head or HeadConfig(layers=0)).model_dump()

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tenfold.config import PromoteConfig
+from tenfold.config import Description, PromoteConfig
+from tenfold.data.channels import encode_npy
 from tenfold.data.decode import encode_png
 from tenfold.environment import Environment
 from tenfold.errors import StorageError
@@ -71,7 +72,7 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     registry = Registry(work.environment, config.model)
     champion = registry.by_alias(CHAMPION)
     version = registry.by_weights(weights) or registry.register(
-        inputs.student, _example(), weights, work.tracker.run_id,
+        inputs.student, _example(inputs.student), weights, work.tracker.run_id,
         {
             "tenfold.fingerprint": lineage["fingerprint"], "tenfold.dataset": lineage["dataset"],
             "tenfold.code": lineage["code"], "tenfold.run_id": work.environment.run_id,
@@ -118,9 +119,12 @@ def _compare(
     return decide(top1, its, config.min_gain, exists=True), {"version": champion.version, "top1": its}
 
 
-def _example() -> bytes:
-    """Return a grey image: an input example that shows the format and no one's data."""
-    return encode_png(np.full((32, 32, 3), 128, dtype=np.uint8))
+def _example(student: Path) -> bytes:
+    """Return a grey image that the student takes: an input example that shows the format and no one's data."""
+    pixels = Description.model_validate_json((student / "model.json").read_bytes()).evaluation.pixels
+    if pixels is None:
+        return encode_png(np.full((32, 32, 3), 128, dtype=np.uint8))
+    return encode_npy(np.full((32, 32, pixels.channels), pixels.top // 2, dtype=f"uint{pixels.bits}"))
 
 
 def _record(verdict: Verdict, evaluation: dict[str, Any], inputs: Inputs, outputs: Outputs, work: Work) -> None:

@@ -1,6 +1,7 @@
 """The colour operations of SimCLR's views, as TensorFlow defines them, each clipped to [0, 1].
 
-All take float images (..., 3, H, W). Source: the official ``data_util.py`` and ``tf.image``.
+All take float images (..., channels, H, W), saturation, hue and grey of three channels. Source: the official
+``data_util.py`` and ``tf.image``.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def blur(image: Tensor, sigma: float, radius: int) -> Tensor:
     """Gaussian blur with 2·radius + 1 taps; what lies outside counts as black (TensorFlow's SAME padding)."""
     places = torch.arange(-radius, radius + 1, dtype=image.dtype)
     taps = torch.exp(-(places**2) / (2 * sigma**2))
-    taps = (taps / taps.sum()).expand(3, 1, -1)
-    across = F.conv2d(image[None], taps[:, :, None, :], padding=(0, radius), groups=3)
-    return F.conv2d(across, taps[:, :, :, None], padding=(radius, 0), groups=3)[0]
+    channels = image.shape[-3]
+    taps = (taps / taps.sum()).expand(channels, 1, -1)
+    across = F.conv2d(image[None], taps[:, :, None, :], padding=(0, radius), groups=channels)
+    return F.conv2d(across, taps[:, :, :, None], padding=(radius, 0), groups=channels)[0]

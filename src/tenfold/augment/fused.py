@@ -9,7 +9,7 @@ than its standard deviation reaches, and images need no wait for each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold.augment.draws import ATTEMPTS, ORDERS, Drawn, parameters
-from tenfold.config import BlurConfig, EvalViewConfig, ViewConfig
+from tenfold.config import BlurConfig, EvalViewConfig, ViewConfig, channels_of
+from tenfold.data.channels import Raw
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -129,11 +130,13 @@ def _taps(source: int, cubic: bool, backwards: bool, places: NDArray[np.uint32],
 
 @_compiled
 def _resize(
-    pixels: NDArray[np.uint8], window: tuple[int, int, int, int], cubic: bool, backwards: bool, out: NDArray[np.float32]
-) -> None:
-    """Resample the window of ``pixels`` (H, 3 W) into ``out`` (3, S, S), clipped to [0, 1]."""
+    pixels: Raw, window: tuple[int, int, int, int], cubic: bool, backwards: bool, top_value: float,
+    out: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Resample the window of ``pixels`` (H, C W) into ``out`` (C, S, S), 1 for ``top_value``, clipped to [0, 1]."""
     top, left, high, wide = window
-    size, count = out.shape[1], 3 * wide
+    channels, size = out.shape[0], out.shape[1]
+    count = channels * wide
     ys, yw = np.empty((4, size), np.uint32), np.empty((4, size), np.float32)
     xs, xw = np.empty((4, size), np.uint32), np.empty((4, size), np.float32)
     _taps(high, cubic, False, ys, yw)
@@ -141,14 +144,14 @@ def _resize(
     line = np.empty(count, np.float32)
     x0, x1, x2, x3 = xs[0], xs[1], xs[2], xs[3]
     u0, u1, u2, u3 = xw[0], xw[1], xw[2], xw[3]
-    scale = np.float32(1 / 255)
+    scale, stride = np.float32(1 / top_value), np.uint32(channels)
     for y in range(size):
-        a = pixels[top + ys[1, y], 3 * left : 3 * left + count]
-        b = pixels[top + ys[2, y], 3 * left : 3 * left + count]
+        a = pixels[top + ys[1, y], channels * left : channels * left + count]
+        b = pixels[top + ys[2, y], channels * left : channels * left + count]
         v, w = yw[1, y] * scale, yw[2, y] * scale
         if cubic:
-            before = pixels[top + ys[0, y], 3 * left : 3 * left + count]
-            behind = pixels[top + ys[3, y], 3 * left : 3 * left + count]
+            before = pixels[top + ys[0, y], channels * left : channels * left + count]
+            behind = pixels[top + ys[3, y], channels * left : channels * left + count]
             first, last = yw[0, y] * scale, yw[3, y] * scale
             for x in range(count):
                 line[x] = (
@@ -158,14 +161,13 @@ def _resize(
         else:
             for x in range(count):
                 line[x] = v * np.float32(a[x]) + w * np.float32(b[x])
-        for c in range(3):
+        for c in range(channels):
             row = out[c, y]
             channel = line[c:]
             for x in range(size):
-                three = np.uint32(3)
-                value = u1[x] * channel[three * x1[x]] + u2[x] * channel[three * x2[x]]
+                value = u1[x] * channel[stride * x1[x]] + u2[x] * channel[stride * x2[x]]
                 if cubic:
-                    value += u0[x] * channel[three * x0[x]] + u3[x] * channel[three * x3[x]]
+                    value += u0[x] * channel[stride * x0[x]] + u3[x] * channel[stride * x3[x]]
                 row[x] = min(max(value, np.float32(0)), np.float32(1))
 
 
@@ -179,7 +181,7 @@ def _warp(out: NDArray[np.float32], m: NDArray[np.float32]) -> None:
             sx, sy = m[0] * x + m[1] * y + m[2], m[3] * x + m[4] * y + m[5]
             left, top = math.floor(sx), math.floor(sy)
             fx, fy = np.float32(sx - left), np.float32(sy - top)
-            for c in range(3):
+            for c in range(out.shape[0]):
                 total = np.float32(0)
                 for k in range(4):
                     row, column = top + k // 2, left + k % 2
@@ -196,8 +198,8 @@ def _clip(value: Any) -> Any:
 
 @_compiled
 def scale(planes: NDArray[np.float32], factor: np.float32, amount: np.float32) -> None:
-    """Multiply ``planes`` (3, N) by ``factor`` and add ``amount``; clipped, as all the colours are."""
-    for c in range(3):
+    """Multiply ``planes`` (C, N) by ``factor`` and add ``amount``; clipped, as all the colours are."""
+    for c in range(planes.shape[0]):
         plane = planes[c]
         for i in range(plane.size):
             plane[i] = _clip(plane[i] * factor + amount)
@@ -205,9 +207,9 @@ def scale(planes: NDArray[np.float32], factor: np.float32, amount: np.float32) -
 
 @_compiled
 def contrast(planes: NDArray[np.float32], factor: np.float32, size: int) -> None:
-    """Scale the distance from each channel's own mean; ``planes`` are (3, size²)."""
+    """Scale the distance from each channel's own mean; ``planes`` are (C, size²)."""
     columns = np.empty(size, np.float32)
-    for c in range(3):
+    for c in range(planes.shape[0]):
         plane = planes[c]
         columns[:] = 0
         for y in range(size):
@@ -330,7 +332,7 @@ def blur(out: NDArray[np.float32], sigma: float, radius: int) -> None:
     source = np.zeros((size + 2 * pad, size), np.float32)
     line = np.zeros(size + 2 * pad, np.float32)
     middle = line[pad : pad + size]
-    for c in range(3):
+    for c in range(out.shape[0]):
         plane = out[c]
         source[pad : pad + size] = plane
         for y in range(size):
@@ -372,16 +374,16 @@ def _erase(out: NDArray[np.float32], side: float, top: float, left: float) -> No
 
 @_compiled
 def _view(
-    pixels: NDArray[np.uint8], kinds: NDArray[np.int64], limits: NDArray[np.float64], p: NDArray[np.float32],
+    pixels: Raw, kinds: NDArray[np.int64], limits: NDArray[np.float64], p: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:  # fmt: skip
-    """Make one view of ``pixels`` (H, 3 W) in ``out`` (3, S, S); ``kinds`` as :class:`FusedView` has them."""
+    """Make one view of ``pixels`` (H, C W) in ``out`` (C, S, S); ``kinds`` as :class:`FusedView` has them."""
     size = out.shape[1]
-    window = box(pixels.shape[0], pixels.shape[1] // 3, kinds[0], limits, p)
-    _resize(pixels, window, kinds[1] == 1, p[FLIP] > 0, out)
+    window = box(pixels.shape[0], pixels.shape[1] // out.shape[0], kinds[0], limits, p)
+    _resize(pixels, window, kinds[1] == 1, p[FLIP] > 0, kinds[5], out)
     if p[WARPED] > 0:
         _warp(out, p[WARP : WARP + 6])
-    planes = out.reshape(3, size * size)
+    planes = out.reshape(out.shape[0], size * size)
     if p[JITTERED] > 0:
         _jitter(planes, size, kinds[2] == 1, kinds[3] == 1, p)
     if p[GREY] > 0:
@@ -409,9 +411,27 @@ def _batch(
 ) -> None:  # fmt: skip
     """Make the views of every ``step``-th image from ``first`` on."""
     for number in range(first, len(addresses), step):
-        shape = (shapes[number, 0], 3 * shapes[number, 1])
+        shape = (shapes[number, 0], out.shape[1] * shapes[number, 1])
         pixels = numba.carray(_pointer(addresses[number]), shape, np.uint8)
         _view(pixels, kinds, limits, p[number], out[number])
+
+
+@_compiled
+def _batch_of_16_bits(
+    addresses: NDArray[np.uint64], shapes: NDArray[np.int64], kinds: NDArray[np.int64], limits: NDArray[np.float64],
+    p: NDArray[np.float32], out: NDArray[np.float32], first: int, step: int,
+) -> None:  # fmt: skip
+    """Do as :func:`_batch`; a function of its own, so that it is compiled where it is needed."""
+    for number in range(first, len(addresses), step):
+        shape = (shapes[number, 0], out.shape[1] * shapes[number, 1])
+        pixels = numba.carray(_pointer(addresses[number]), shape, np.uint16)
+        _view(pixels, kinds, limits, p[number], out[number])
+
+
+def places_of(decoded: Sequence[Raw]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return where each image's values begin, and (N, 2) heights and widths, as :class:`FusedView` takes them."""
+    addresses = np.array([each.ctypes.data for each in decoded], dtype=np.uint64)
+    return addresses, np.array([each.shape[:2] for each in decoded], dtype=np.int64).reshape(-1, 2)
 
 
 def window_of(view: ViewConfig | None, evaluation: EvalViewConfig | None) -> tuple[int, NDArray[np.float64]]:
@@ -430,6 +450,10 @@ class FusedView:
     def __init__(self, view: ViewConfig | None, evaluation: EvalViewConfig | None, size: int) -> None:
         """Read the configuration: a random ``view``, or the ``evaluation``'s."""
         self._view, self._size = view, size
+        chosen = evaluation or view
+        kind = chosen.pixels if chosen else None
+        self._channels = channels_of(kind)
+        self._batch = _batch_of_16_bits if kind is not None and kind.bits == 16 else _batch
         sampling, self._limits = window_of(view, evaluation)
         resized = evaluation or (None if view is None else view.crop)
         cubic = resized is not None and resized.interpolation == "cubic"
@@ -437,7 +461,7 @@ class FusedView:
         self._kinds = np.array(
             [
                 sampling, cubic, jitter is not None and jitter.additive,
-                jitter is not None and jitter.colours == "matrix", BlurConfig.radius(size),
+                jitter is not None and jitter.colours == "matrix", BlurConfig.radius(size), kind.top if kind else 255,
             ],
             dtype=np.int64,
         )  # fmt: skip
@@ -446,20 +470,20 @@ class FusedView:
         self, addresses: NDArray[np.uint64], shapes: NDArray[np.int64], drawn: NDArray[np.float64] | None,
         pool: ThreadPoolExecutor, threads: int,
     ) -> Tensor:  # fmt: skip
-        """Return the views (N, 3, size, size), float32 in [0, 1].
+        """Return the views (N, channels, size, size), float32 in [0, 1].
 
         Args:
-            addresses: (N,) where each image's (H, W, 3) bytes begin.
+            addresses: (N,) where each image's (H, W, channels) values begin, one behind the other.
             shapes: (N, 2) heights and widths.
             drawn: (N, 64) of :func:`tenfold.augment.draws.uniforms`; None for the evaluation's.
             pool: does the work.
             threads: how many of its threads to use.
         """
-        made = torch.empty(len(addresses), 3, self._size, self._size)
+        made = torch.empty(len(addresses), self._channels, self._size, self._size)
         nothing = np.zeros((len(addresses), 0))
         p, out = parameters(self._view, self._size, nothing if drawn is None else drawn), made.numpy()
         parts = [
-            pool.submit(_batch, addresses, shapes, self._kinds, self._limits, p, out, first, threads)
+            pool.submit(self._batch, addresses, shapes, self._kinds, self._limits, p, out, first, threads)
             for first in range(threads)
         ]
         for part in parts:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from tenfold.config import AugmentConfig, EvalViewConfig, Section, ViewConfig
+from tenfold.config import AugmentConfig, EvalViewConfig, PixelsConfig, Section, ViewConfig
 from tenfold.errors import ConfigError, DataError, first_fault
 from tenfold.fingerprint import canonical_json, digest
 
@@ -26,6 +26,12 @@ class ViewSpec(Section):
     image_size: int
     view: ViewConfig | None = None
     evaluation: EvalViewConfig | None = None
+
+    @property
+    def pixels(self) -> PixelsConfig | None:
+        """Of the images that it is taken of; None: RGB."""
+        view = self.evaluation or self.view
+        return view.pixels if view else None
 
     def encoded(self) -> str:
         """Return the canonical string."""

@@ -20,7 +20,7 @@ class Batch:
     """Views of the same images.
 
     Attributes:
-        views: one tensor (N, 3, side, side) a view, float32 in [0, 1].
+        views: one tensor (N, channels, side, side) a view, float32 in [0, 1].
         numbers: (N,) sample numbers in the split.
     """
 
@@ -73,7 +73,11 @@ class ViewStream:
         self._backend: Backend
         # each backend walks an order of its own: they read ahead
         ahead = order()
-        if names == {"dali"}:
+        if names == {"dali"} and specs[0].pixels is not None:
+            from tenfold.augment.channels import ChannelViews
+
+            self._backend = ChannelViews(reader, specs, batch_size, ahead, self._position, seed, threads, batches)
+        elif names == {"dali"}:
             from tenfold.augment.dali import DaliViews
 
             self._backend = DaliViews(reader, specs, batch_size, ahead, self._position, seed, device, threads, batches)

@@ -16,13 +16,17 @@ from torch import Tensor
 
 from tenfold.augment import color
 from tenfold.augment.draws import ORDERS, Drawn, parameters, uniforms
-from tenfold.augment.evaluation import evaluation_view
+from tenfold.augment.evaluation import evaluation_view, floats
 from tenfold.augment.fused import box, window_of
 from tenfold.augment.resample import resize
 from tenfold.augment.spec import ViewSpec
 from tenfold.config import BlurConfig, JitterConfig, ViewConfig
-from tenfold.data.decode import decode
+from tenfold.data.channels import Raw
+from tenfold.data.decode import read_pixels
 from tenfold.data.reader import RankOrder, SplitReader
+
+#: What leaves an image as it is.
+_UNCHANGED = {Drawn.SATURATION: 1.0, Drawn.TURN: 0.0}
 
 
 class TorchvisionViews:
@@ -44,7 +48,8 @@ class TorchvisionViews:
         """Return the next batch's views."""
         places = range(self._position, self._position + self._batch_size)
         positions = np.array([self._order.position(place) for place in places])
-        images = [decode(self._reader.image(self._order[place]).tobytes()).pixels for place in places]
+        kind = self._specs[0].pixels
+        images = [read_pixels(self._reader.image(self._order[place]).tobytes(), kind) for place in places]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # one small image at a time: more threads only wait for each other
         try:
@@ -54,9 +59,7 @@ class TorchvisionViews:
         self._position += self._batch_size
         return made
 
-    def _made(
-        self, spec: ViewSpec, number: int, images: Sequence[NDArray[np.uint8]], positions: NDArray[np.int64]
-    ) -> Tensor:
+    def _made(self, spec: ViewSpec, number: int, images: Sequence[Raw], positions: NDArray[np.int64]) -> Tensor:
         if spec.evaluation is not None:
             return torch.stack([evaluation_view(pixels, spec.evaluation, spec.image_size) for pixels in images])
         view = spec.view or ViewConfig()
@@ -66,21 +69,21 @@ class TorchvisionViews:
         )
 
 
-def random_view(pixels: NDArray[np.uint8], view: ViewConfig, size: int, p: NDArray[np.float32]) -> Tensor:
+def random_view(pixels: Raw, view: ViewConfig, size: int, p: NDArray[np.float32]) -> Tensor:
     """Return the view of an image that the parameters ``p`` say.
 
     Args:
-        pixels: (H, W, 3).
+        pixels: (H, W, channels).
         view: the configuration.
         size: the view's side.
         p: of :func:`tenfold.augment.draws.parameters`.
 
     Returns:
-        (3, size, size), float32 in [0, 1].
+        (channels, size, size), float32 in [0, 1].
     """
     sampling, limits = window_of(view, None)
     top, left, height, width = box(pixels.shape[0], pixels.shape[1], sampling, limits, p)
-    cut = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1).float() / 255
+    cut = floats(pixels[top : top + height, left : left + width], view.pixels)
     image = resize(cut, size, size, view.crop.interpolation if view.crop is not None else "linear")
     if p[Drawn.FLIP]:
         image = image.flip(-1)
@@ -120,5 +123,6 @@ def _jitter(image: Tensor, jitter: JitterConfig, p: NDArray[np.float32]) -> Tens
     ]
     for number in ORDERS[int(p[Drawn.ORDER])]:
         apply, column = operations[number]
-        image = apply(image, float(p[column]))
+        if p[column] != _UNCHANGED.get(column):  # of other channels than three there is no saturation and no hue
+            image = apply(image, float(p[column]))
     return image

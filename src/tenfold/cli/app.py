@@ -233,11 +233,13 @@ def predict(
     missing = [str(path) for path in images if not os.path.lexists(path)]
     if missing:
         raise DataError(f"there is no file {', '.join(missing[:10])}")
-    images = [file for path in images for file in (_images_below(path) if path.is_dir() else [path])]
+    from tenfold.data.annotations import image_suffixes
     from tenfold.predictor import Predictor
 
     with tempfile.TemporaryDirectory() as scratch:
         predictor = Predictor(student or _download(model, Path(scratch)))
+    suffixes = image_suffixes(predictor.description.evaluation.pixels)
+    images = [file for path in images for file in (_images_below(path, suffixes) if path.is_dir() else [path])]
     failed = False
     for path in images:
         try:
@@ -254,10 +256,8 @@ def predict(
         raise typer.Exit(2)
 
 
-def _images_below(folder: Path) -> list[Path]:
-    from tenfold.data.annotations import IMAGE_SUFFIXES
-
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+def _images_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     if not found:
         raise DataError(f"no images below {folder}")
     return found

@@ -35,7 +35,9 @@ from tenfold.config.views import (
     EraseConfig,
     EvalViewConfig,
     JitterConfig,
+    PixelsConfig,
     ViewConfig,
+    channels_of,
 )
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "Length",
     "MemoryConfig",
     "OptimizerConfig",
+    "PixelsConfig",
     "PretrainConfig",
     "PromoteConfig",
     "PropagateConfig",
@@ -78,6 +81,7 @@ __all__ = [
     "ViewConfig",
     "about_preset",
     "changed",
+    "channels_of",
     "compose",
     "load_config",
     "load_preset",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from tenfold.config.base import Probability, Section, Seed
+from tenfold.config.views import PixelsConfig
 
 
 class LabelsConfig(Section):
@@ -51,3 +52,12 @@ class DataConfig(Section):
     allow_leaks: bool = Field(False, description="go on where the same image is for training and for testing")
     max_pixels: int = Field(64_000_000, ge=1, description="larger images are refused from their header")
     shrink: ShrinkConfig | None = Field(None, description="re-encode larger images; without it bytes stay as they are")
+    pixels: PixelsConfig | None = Field(None, description="images with other channels or bits than 8-bit RGB")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> DataConfig:
+        if self.shrink is not None and self.pixels is not None:
+            raise ValueError(
+                "shrink re-encodes as JPEG, which does not hold what pixels asks for; leave out one of them"
+            )
+        return self

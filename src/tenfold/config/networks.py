@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from tenfold.config.base import Section
-from tenfold.config.views import EvalViewConfig
+from tenfold.config.views import EvalViewConfig, channels_of
 
 
 class ResNetConfig(Section):
@@ -59,3 +59,8 @@ class Description(Section):
     image_size: int
     evaluation: EvalViewConfig = EvalViewConfig()
     weights: str | None = None
+
+    @property
+    def channels(self) -> int:
+        """Of the images that it takes."""
+        return channels_of(self.evaluation.pixels)

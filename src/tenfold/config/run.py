@@ -17,7 +17,12 @@ from tenfold.config.training import (
     PseudoLabelConfig,
     SelfTrainConfig,
 )
+from tenfold.config.views import channels_of
 from tenfold.fingerprint import canonical_json
+
+#: The views of the section ``augment``.
+RANDOM_VIEWS = ("contrastive", "weak", "strong")
+VIEWS = (*RANDOM_VIEWS, "evaluation")
 
 
 class EvaluateConfig(Section):
@@ -56,8 +61,8 @@ class RunConfig(Section):
     def resolved(self) -> RunConfig:
         """Return the run with what is still open decided.
 
-        Each stage's seed is the run's unless set, the baseline's network is the student's, and the views feed
-        pretraining's.
+        Each stage's seed is the run's unless set, the baseline's network is the student's, the views feed
+        pretraining's, and they are of the data's pixels.
         """
         update: dict[str, Any] = {}
         for name in STAGES:
@@ -67,8 +72,12 @@ class RunConfig(Section):
         if not self.self_train.enabled:  # then nothing else of it decides anything
             update["self_train"] = SelfTrainConfig(enabled=False, seed=0)
         feeds = FeedsConfig.model_validate(self.pretrain.model_dump(include={"network", "precision", "batch_size"}))
+        views: dict[str, Any] = {}
         if self.pretrain.init is None or not self.pretrain.init.skip:
-            update["augment"] = self.augment.model_copy(update={"feeds": feeds})
+            views["feeds"] = feeds
+        for name in VIEWS if self.data.pixels else ():
+            views[name] = getattr(self.augment, name).model_copy(update={"pixels": self.data.pixels})
+        update["augment"] = self.augment.model_copy(update=views)
         update["baseline"] = update.get("baseline", self.baseline).model_copy(update=self._student())
         return self.model_copy(update=update)
 
@@ -85,6 +94,7 @@ class RunConfig(Section):
             raise ValueError("the baseline has the student's network; set distill.network instead")
         if self.augment.feeds is not None:
             raise ValueError("augment.feeds is pretraining's; set pretrain instead")
+        self._pixels_fit()
         if self.distill.init == "finetuned" and self.distill.network != self.pretrain.network:
             raise ValueError("distill.init is finetuned, so distill.network must equal pretrain.network")
         if self.finetune.from_head_layer > self.pretrain.head.layers:
@@ -93,6 +103,25 @@ class RunConfig(Section):
                 f"{self.pretrain.head.layers}"
             )
         return self
+
+    def _pixels_fit(self) -> None:
+        """Refuse what takes pixels for red, green and blue where they are not."""
+        views = {name: getattr(self.augment, name) for name in VIEWS}
+        by_hand = [name for name, view in views.items() if view.pixels is not None]
+        if by_hand:
+            raise ValueError(f"augment.{by_hand[0]}.pixels is the data's; set data.pixels instead")
+        channels = channels_of(self.data.pixels)
+        if channels == 3:
+            return
+        colours = [f"augment.{name}.grayscale" for name in RANDOM_VIEWS if views[name].grayscale > 0]
+        for name in RANDOM_VIEWS:
+            jitter = views[name].jitter
+            if jitter is not None:
+                colours += [f"augment.{name}.jitter.{key}" for key in ("saturation", "hue") if getattr(jitter, key) > 0]
+        if colours:
+            raise ValueError(
+                f"data.pixels.channels is {channels}, and {', '.join(colours)} need red, green and blue: set them to 0"
+            )
 
     def stage_strings(self) -> dict[str, str]:
         """Return stage → its canonical configuration string."""

@@ -11,6 +11,29 @@ from tenfold.config.base import Probability, Ratio, Section, Share
 Interpolation = Literal["cubic", "linear"]
 
 
+class PixelsConfig(Section):
+    """Images of other pixels than 8-bit RGB: PNG, TIFF or NPY with these channels and bits, kept as they are."""
+
+    channels: int = Field(3, ge=1, le=64)
+    bits: Literal[8, 16] = 16
+    white: int | None = Field(None, ge=1, le=65_535, description="value that views call 1; the largest unless set")
+
+    @property
+    def top(self) -> int:
+        """The value that becomes 1 in a view; larger ones are cut to it."""
+        return self.white or 2**self.bits - 1
+
+    @property
+    def stored(self) -> PixelsConfig:
+        """What of it decides how an image is kept."""
+        return self.model_copy(update={"white": None})
+
+
+def channels_of(pixels: PixelsConfig | None) -> int:
+    """Return the channels of a view; 3 of images that are read as RGB."""
+    return pixels.channels if pixels else 3
+
+
 class CropConfig(Section):
     """Random resized crop.
 
@@ -75,7 +98,10 @@ class EraseConfig(Section):
 
 
 class ViewConfig(Section):
-    """One random view; operations happen in the order of the fields, an absent one not at all."""
+    """One random view; operations happen in the order of the fields, an absent one not at all.
+
+    ``pixels``: of the images, which a run takes from ``data.pixels``; None: RGB.
+    """
 
     crop: CropConfig | None = CropConfig()
     flip: Probability = Field(0.5, description="probability of a horizontal flip; 0 for digits and text")
@@ -84,10 +110,15 @@ class ViewConfig(Section):
     grayscale: Probability = 0.0
     blur: BlurConfig | None = None
     erase: EraseConfig | None = None
+    pixels: PixelsConfig | None = None
 
 
 class EvalViewConfig(Section):
-    """The one view of evaluation and serving: central crop of a share of the shorter side, then resize."""
+    """The one view of evaluation and serving: central crop of a share of the shorter side, then resize.
+
+    ``pixels``: as in :class:`ViewConfig`.
+    """
 
     crop_proportion: float = Field(0.875, gt=0, le=1)
     interpolation: Interpolation = "cubic"
+    pixels: PixelsConfig | None = None

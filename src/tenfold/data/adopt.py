@@ -1,7 +1,7 @@
 """Tars that others wrote, taken as shards where they lie: checked, indexed, not copied.
 
 An image that trains and that every decoder reads alike stays in its tar. The others are copied into shards of our own:
-test images, images that must be re-encoded.
+test images, images that must be re-encoded, and all where ``data.pixels`` asks for others than 8-bit RGB.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Adopting:
             raise DataError(f"{self._source.uri}/{row.path} was there when it was listed and is not now; run again")
         image = tar.images[place]
         checked = examined(self._plan, number, row, bytes(data[image.offset : image.offset + image.size]))
-        plain = checked.facts.get("stored") == checked.facts.get("content")
+        plain = self._plan.pixels is None and checked.facts.get("stored") == checked.facts.get("content")
         if checked.sample is None or checked.facts["side"] != "train" or not plain:
             return checked
         with self._lock:

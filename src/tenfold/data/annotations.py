@@ -6,12 +6,20 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from tenfold.config import PixelsConfig
 from tenfold.data.sources import Source
 from tenfold.data.tables import Line, Split, csv_rows, read_lines, text_of
 from tenfold.errors import DataError
 from tenfold.storage import open_store
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def image_suffixes(pixels: PixelsConfig | None) -> tuple[str, ...]:
+    """Return how the names of images end: NumPy's arrays are some where other pixels than RGB are wanted."""
+    return _SUFFIXES if pixels is None else (*_SUFFIXES, ".npy")
+
+
 SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "unlabelled": "train", "unlabeled": "train", "test": "test"}
 
 

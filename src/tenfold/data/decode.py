@@ -2,7 +2,8 @@
 
 What leaves it is 8-bit RGB. Images that all decoders read alike (8-bit RGB or grey JPEG and PNG with no
 rotation tag) keep their bytes; the others are re-encoded as PNG, so that no later reader, DALI's among
-them, meets a CMYK, 16-bit, palette or rotated image.
+them, meets a CMYK, 16-bit, palette or rotated image. Where ``data.pixels`` asks for other pixels,
+:mod:`tenfold.data.channels` reads them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from tenfold.config import ShrinkConfig
+from tenfold.config import PixelsConfig, ShrinkConfig
+from tenfold.data.channels import Raw, brightness, read_channels
 from tenfold.errors import BadImageError
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of odd tags; what cannot be read is an error
@@ -59,7 +61,7 @@ class Examined:
 
     Attributes:
         encoded: the bytes to keep.
-        extension: ``jpg`` or ``png``, of ``encoded``.
+        extension: ``jpg``, ``png``, ``tif`` or ``npy``, of ``encoded``.
         width: in pixels, of ``encoded``.
         height: the same.
         look: perceptual hash: whether each of 8 x 8 cells is brighter than its right neighbour (dHash), 64 bits.
@@ -92,7 +94,18 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
     return Decoded(pixels, encode_png(pixels, _FAST), "png")
 
 
-def examine(data: bytes, max_pixels: int = 64_000_000, shrink: ShrinkConfig | None = None) -> Examined:
+def read_pixels(data: bytes, pixels: PixelsConfig | None) -> Raw:
+    """Return an image as training sees it, contiguous (height, width, channels): RGB, or what ``pixels`` says.
+
+    Raises:
+        BadImageError: it cannot be decoded.
+    """
+    return np.ascontiguousarray(decode(data).pixels) if pixels is None else read_channels(data, pixels)[0]
+
+
+def examine(
+    data: bytes, max_pixels: int = 64_000_000, shrink: ShrinkConfig | None = None, pixels: PixelsConfig | None = None
+) -> Examined:
     """Check that ``data`` is a whole image, and say what of it is kept.
 
     All of the compressed data is read. Of a plain JPEG the pixels are not computed in full: its coefficients are, which
@@ -102,10 +115,15 @@ def examine(data: bytes, max_pixels: int = 64_000_000, shrink: ShrinkConfig | No
         data: as in :func:`decode`.
         max_pixels: as in :func:`decode`.
         shrink: make large images smaller.
+        pixels: what they must be, if not what can be made RGB.
 
     Raises:
-        BadImageError: as :func:`decode`.
+        BadImageError: as :func:`decode`, or :func:`tenfold.data.channels.read_channels`.
     """
+    if pixels is not None:
+        values, extension = read_channels(data, pixels, max_pixels)
+        look = _look(Image.fromarray(brightness(values)))
+        return Examined(data, extension, values.shape[1], values.shape[0], look)
     image = _opened(data, max_pixels)
     width, height = image.size
     large = shrink is not None and max(width, height) > shrink.longest

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from tenfold.data.build import read_record
-from tenfold.data.decode import decode
 from tenfold.data.duplicates import find_duplicates
 from tenfold.data.manifest import Dataset
 from tenfold.data.parquet import from_parquet
@@ -91,7 +90,7 @@ def contact_sheet(dataset: Dataset, cache: Path, columns: int = 10, rows: int = 
     sheet = Image.new("RGB", (columns * side, len(shown) * side), "white")
     for label in shown:
         for column, number in enumerate(np.flatnonzero(labels == label)[:columns]):
-            picture = Image.fromarray(decode(reader.image(int(number)).tobytes()).pixels)
+            picture = Image.fromarray(reader.picture(int(number)))
             picture.thumbnail((side, side))
             sheet.paste(picture, (column * side, label * side))
     return sheet

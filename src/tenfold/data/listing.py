@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.config import DataConfig
-from tenfold.data.annotations import IMAGE_SUFFIXES, Labels, Row, Table, by_layout
+from tenfold.data.annotations import Labels, Row, Table, by_layout, image_suffixes
 from tenfold.data.sources import Source
 from tenfold.errors import DataError
 from tenfold.fingerprint import canonical_json, digest
@@ -146,13 +146,13 @@ def list_images(source: Source, config: DataConfig, folder: Path, limit: int | N
         table = Table.of(source, config.annotations)
     labels = Labels(config.labels.file) if config.labels.file else None
     raw, said = Buckets(folder / "listed"), Buckets(folder / "said")
-    files = count = 0
+    files, count, suffixes = 0, 0, image_suffixes(config.pixels)
     foreign: list[str] = []
     splits = others = False
     complete = True
     for entry in source.list():
         files += 1
-        if not entry.key.lower().endswith(IMAGE_SUFFIXES):
+        if not entry.key.lower().endswith(suffixes):
             continue
         if not _is_text(entry.key):
             foreign.append(entry.key)
@@ -171,7 +171,7 @@ def list_images(source: Source, config: DataConfig, folder: Path, limit: int | N
         raise DataError(f"{source.uri}: {len(foreign)} file names are no UTF-8; rename them: {foreign[:10]}")
     if not count:
         found = f" among {files} files" if files else ""
-        raise DataError(f"no images{found} in {source.uri}; expected {', '.join(IMAGE_SUFFIXES[:4])}, … files")
+        raise DataError(f"no images{found} in {source.uri}; expected {', '.join(suffixes[:4])}, … files")
     for line in table or ():
         said.add(line)
     listing = Listing(complete, Buckets(folder / "joined"))

@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from tenfold.config import PixelsConfig
 from tenfold.errors import DataError, first_fault
 from tenfold.fingerprint import canonical_json, digest
 from tenfold.storage import Store, open_store
@@ -73,17 +74,24 @@ class Quarantined(_Document):
 
 
 class Manifest(_Document):
-    """A data set. ``leaks``: pairs of a training and a test image that are equal, where they were allowed."""
+    """A data set.
+
+    ``leaks``: pairs of a training and a test image that are equal, where they were allowed. ``pixels``: of its images,
+    where they are no 8-bit RGB or grey.
+    """
 
     version: Literal[2] = 2
     classes: list[str]
     splits: dict[SplitName, SplitShards]
     quarantined: list[Quarantined]
     leaks: list[tuple[str, str]] = []
+    pixels: PixelsConfig | None = None
 
     def divided(self) -> tuple[bytes, dict[str, bytes]]:
         """Return the bytes whose sha256 names the data set, and the parts that they name, by digest."""
         document, parts = self.model_dump(), dict[str, bytes]()
+        if self.pixels is None:
+            del document["pixels"]
         for split in document["splits"].values():
             shards = split["shards"]
             names = []

@@ -89,6 +89,7 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
             (Quarantined(path=each["path"], reason=each["reason"]) for each in bad.to_pylist()), key=lambda q: q.path
         ),
         leaks=division.leaks,
+        pixels=plan.pixels,
     )  # fmt: skip
     return manifest, history
 

@@ -150,7 +150,7 @@ def examined(plan: Plan, number: int, row: Row, data: bytes) -> Checked:
     """Check an image's bytes, and say which side it is of."""
     facts: dict[str, Any] = {"number": number, **row._asdict()}
     try:
-        image = examine(data, plan.max_pixels, plan.shrink)
+        image = examine(data, plan.max_pixels, plan.shrink, plan.pixels)
     except BadImageError as error:
         return Checked({**facts, "reason": str(error)}, None)
     content = hashlib.sha256(data).hexdigest()

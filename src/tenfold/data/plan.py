@@ -17,7 +17,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tenfold.config import DataConfig, ShrinkConfig, SplitConfig
+from tenfold.config import DataConfig, PixelsConfig, ShrinkConfig, SplitConfig
 from tenfold.data.annotations import Row
 from tenfold.data.changes import Changes, History, compare, read_history
 from tenfold.data.listing import Listing, place
@@ -50,6 +50,7 @@ class Plan(BaseModel):
         shard_bytes: or at this many bytes.
         max_pixels: larger images are quarantined.
         shrink: what images are re-encoded.
+        pixels: what images must be, if not what can be made RGB.
         max_bad_fraction: of all images that may be.
         split: how test images are drawn.
         own_test: the source has a test split, so none is drawn.
@@ -67,6 +68,7 @@ class Plan(BaseModel):
     shard_bytes: int
     max_pixels: int
     shrink: ShrinkConfig | None = None
+    pixels: PixelsConfig | None = None
     max_bad_fraction: float
     split: SplitConfig
     own_test: bool
@@ -79,7 +81,7 @@ class Plan(BaseModel):
     @property
     def packing(self) -> str:
         """The digest of all that decides a partition's shards beside its images."""
-        kept = {"code", "shard_images", "shard_bytes", "max_pixels", "shrink", "split", "own_test"}
+        kept = {"code", "shard_images", "shard_bytes", "max_pixels", "shrink", "pixels", "split", "own_test"}
         return digest(canonical_json(self.model_dump(include=kept)))
 
 
@@ -98,9 +100,9 @@ def make_plan(listing: Listing, config: DataConfig, store: Store, uri: str, *, a
     """
     plan = Plan(
         code=folder_digest(Path(__file__).parent), shard_images=config.shard_images, shard_bytes=config.shard_bytes,
-        max_pixels=config.max_pixels, shrink=config.shrink, max_bad_fraction=config.max_bad_fraction,
-        split=config.split, own_test=listing.own_test, images=listing.count, partitions=[], source="",
-        listing=listing_key(listing, config),
+        max_pixels=config.max_pixels, shrink=config.shrink, pixels=config.pixels and config.pixels.stored,
+        max_bad_fraction=config.max_bad_fraction, split=config.split, own_test=listing.own_test, images=listing.count,
+        partitions=[], source="", listing=listing_key(listing, config),
     )  # fmt: skip
     history_key = f"sources/{digest(canonical_json([uri, plan.packing]))}.json"
     history = None if anew else read_history(store, history_key)

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.data.cache import ShardCache
+from tenfold.data.channels import as_rgb
+from tenfold.data.decode import decode, read_pixels
 from tenfold.data.manifest import Dataset, Shard, SplitName
 from tenfold.data.shards import Sample, ShardIndex, parse_facts, parse_index
 from tenfold.environment import Environment
@@ -63,7 +65,7 @@ class SplitReader:
             DataError: a shard is not what the manifest says.
             StorageError: it is not there.
         """
-        self.classes = dataset.manifest.classes
+        self.classes, self.pixels = dataset.manifest.classes, dataset.manifest.pixels
         self.split = split
         self.shards = dataset.manifest.splits[split].shards
         folder = cache or Path(tempfile.gettempdir()) / f"tenfold-shards-{_user()}"
@@ -120,6 +122,11 @@ class SplitReader:
         shard, row = self._find(number)
         offset, size = shard.index.images[row].tolist()
         return np.frombuffer(shard.data, dtype=np.uint8, count=size, offset=offset)
+
+    def picture(self, number: int) -> NDArray[np.uint8]:
+        """Return sample ``number`` as people may look at it: (height, width, 3)."""
+        data = self.image(number).tobytes()
+        return decode(data).pixels if self.pixels is None else as_rgb(read_pixels(data, self.pixels))
 
     def _facts(self, number: int) -> tuple[str, str | None]:
         shard, row = self._find(number)

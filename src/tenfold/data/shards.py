@@ -21,6 +21,7 @@ from tenfold.fingerprint import canonical_json, digest
 from tenfold.storage import Store
 
 _BLOCK = 512
+_IMAGES = {"jpg", "png", "tif", "npy"}
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class ShardIndex:
 
     Attributes:
         keys: of the samples.
-        extensions: of their images, ``jpg`` or ``png``.
+        extensions: of their images, ``jpg``, ``png``, ``tif`` or ``npy``.
         images: (count, 2) offset and size of each encoded image.
         facts: the same of each ``json`` member.
         paths: in the source, of an adopted tar's samples; they have no such member.
@@ -153,7 +154,7 @@ def parse_index(text: str, shard: Shard) -> ShardIndex:
             paths.append(unquote(fields.pop()))
             fields = [*fields[:4], "json", "0", "0", ""]
         parts = {ext: (int(offset), int(size)) for ext, offset, size, _ in zip(*[iter(fields)] * 4, strict=True)}
-        kind = next((ext for ext in parts if ext in {"jpg", "png"}), None)
+        kind = next((ext for ext in parts if ext in _IMAGES), None)
         if kind is None or "json" not in parts:
             raise DataError(f"the index of shard {shard.sha256} has a sample with no image or no json: {line[:80]}")
         if any(offset + size > shard.size for offset, size in parts.values()):

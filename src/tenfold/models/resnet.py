@@ -133,11 +133,11 @@ class Block(nn.Module):
 
 
 class ResNet(Encoder):
-    """Images (N, 3, H, W) in [0, 1] to features (N, ``features``)."""
+    """Images (N, ``channels``, H, W) in [0, 1] to features (N, ``features``)."""
 
     def __init__(
         self, depth: int = 18, width: float = 1.0, *, selective_kernels: bool = False, small_images: bool = True,
-        zero_gain: bool = True,
+        zero_gain: bool = True, channels: int = 3,
     ) -> None:  # fmt: skip
         """Build the network.
 
@@ -147,30 +147,31 @@ class ResNet(Encoder):
             selective_kernels: SK convolutions in bottlenecks, pooled shortcuts, three 3x3 in the stem.
             small_images: a 3x3 stem with stride 1 and no pooling, whatever the other settings (CIFAR).
             zero_gain: blocks start as their shortcut.
+            channels: of the images.
         """
         super().__init__()
         blocks, bottleneck = LAYOUTS[depth]
         stem = max(1, round(64 * width))
         if small_images:
-            first: list[nn.Module] = [conv(3, stem, 3)]
+            first: list[nn.Module] = [conv(channels, stem, 3)]
         elif selective_kernels:
             half, relu = max(1, stem // 2), nn.ReLU(inplace=True)
-            first = [conv(3, half, 3, 2), BatchNorm(half), relu, conv(half, half, 3), BatchNorm(half), relu,
+            first = [conv(channels, half, 3, 2), BatchNorm(half), relu, conv(half, half, 3), BatchNorm(half), relu,
                      conv(half, stem, 3)]  # fmt: skip
         else:
-            first = [conv(3, stem, 7, 2)]
+            first = [conv(channels, stem, 7, 2)]
         self.stem = nn.Sequential(nn.Sequential(*first), BatchNorm(stem), nn.ReLU(inplace=True))
         self.pool = nn.Identity() if small_images else SamePool()
         groups, inputs = [], stem
         for number, count in enumerate(blocks):
-            channels, layers = max(1, round(64 * 2**number * width)), []
+            inner, layers = max(1, round(64 * 2**number * width)), []
             for position in range(count):
                 block = Block(
-                    inputs, channels, 2 if number > 0 and position == 0 else 1, bottleneck=bottleneck,
+                    inputs, inner, 2 if number > 0 and position == 0 else 1, bottleneck=bottleneck,
                     project=position == 0, zero=zero_gain, selective=selective_kernels,
                 )  # fmt: skip
                 layers.append(block)
-                inputs = channels * (4 if bottleneck else 1)
+                inputs = inner * (4 if bottleneck else 1)
             groups.append(nn.Sequential(*layers))
         self.groups = nn.Sequential(*groups)
         self.features = inputs

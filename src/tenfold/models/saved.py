@@ -24,16 +24,16 @@ from tenfold.models.timm_encoder import TimmEncoder
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-def build_encoder(network: ResNetConfig | TimmConfig) -> Encoder:
-    """Return a fresh encoder."""
+def build_encoder(network: ResNetConfig | TimmConfig, channels: int = 3) -> Encoder:
+    """Return a fresh encoder of images with that many channels; timm's take three."""
     if isinstance(network, TimmConfig):
         return TimmEncoder(network.timm)
-    return ResNet(**network.model_dump())
+    return ResNet(**network.model_dump(), channels=channels)
 
 
 def build(description: Description) -> SimCLRModel | Classifier:
     """Return a fresh network of that description."""
-    encoder = build_encoder(description.network)
+    encoder = build_encoder(description.network, description.channels)
     head = None
     if description.head is not None:
         head = ProjectionHead(encoder.features, **description.head.model_dump())

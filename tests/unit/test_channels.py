@@ -1,0 +1,250 @@
+"""Images of other channels and bits than 8-bit RGB, from the file to the prediction."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+from chain import new_work
+from pydantic import ValidationError
+
+from tenfold.augment.spec import ViewSpec
+from tenfold.augment.stream import ViewStream
+from tenfold.components.finetune import stage as finetune
+from tenfold.config import BaselineConfig, DataConfig, EvalViewConfig, PixelsConfig, RunConfig, ViewConfig, load_config
+from tenfold.data.build import build_dataset
+from tenfold.data.channels import Raw, as_rgb, encode_npy, read_channels
+from tenfold.data.manifest import Dataset
+from tenfold.data.reader import SplitReader
+from tenfold.data.sources import open_source
+from tenfold.errors import BadImageError, ConfigError
+from tenfold.predictor import Predictor
+from tenfold.storage import FileStore
+
+FOUR = PixelsConfig(channels=4)
+IMAGE: Raw = np.random.default_rng(0).integers(0, 65_536, (40, 50, 4), dtype=np.uint16)
+
+
+def tiff(values: Raw, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, photometric="minisblack", **settings)
+    return buffer.getvalue()
+
+
+by_pixel = partial(tiff, IMAGE, planarconfig="contig")
+by_channel = partial(tiff, IMAGE.transpose(2, 0, 1).copy())
+ENCODED: dict[str, bytes] = {
+    "png": imagecodecs.png_encode(IMAGE),
+    "tif": by_pixel(),
+    "tif, a plane a channel": by_channel(planarconfig="separate"),
+    "tif, a page a channel": by_channel(),
+    "tif, big and big-endian": by_pixel(bigtiff=True, byteorder=">"),
+    "tif, LZW": by_pixel(compression="lzw", predictor=True),
+    "tif, Zstandard": by_pixel(compression="zstd"),
+    "tif, tiles": by_pixel(tile=(16, 16), compression="deflate"),
+    "npy": encode_npy(IMAGE),
+    "npy, big-endian": encode_npy(IMAGE.astype(">u2")),
+    "npy, by column": encode_npy(np.asfortranarray(IMAGE)),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_every_format_gives_the_same_values(name: str) -> None:
+    values, extension = read_channels(ENCODED[name], FOUR)
+    assert extension == name[:3]
+    assert values.dtype == np.uint16
+    assert values.flags.c_contiguous
+    np.testing.assert_array_equal(values, IMAGE)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_a_damaged_file_is_told_or_read_aright(name: str) -> None:
+    """Cut anywhere, a file is refused unless only what nobody needs is missing; with a bit turned nothing breaks."""
+    data, rng = ENCODED[name], np.random.default_rng(1)
+    for cut in range(0, len(data) - 1, max(1, len(data) // 100)):
+        try:
+            np.testing.assert_array_equal(read_channels(data[:cut], FOUR)[0], IMAGE)
+        except BadImageError:
+            continue
+    for _ in range(100):
+        turned = bytearray(data)
+        turned[rng.integers(0, 300)] ^= 1 << int(rng.integers(0, 8))
+        try:
+            assert read_channels(bytes(turned), FOUR)[0].shape[2] == 4
+        except BadImageError:
+            continue
+
+
+def npy_header(shape: str, kind: str = "<u2") -> bytes:
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+REFUSED = {
+    "empty": (b"", "empty file"),
+    "JPEG": (b"\xff\xd8\xff\xe0", "no PNG, TIFF or NPY"),
+    "other channels": (encode_npy(IMAGE[:, :, :3]), "3 channels of uint16, where data.pixels says 4 of uint16"),
+    "other bits": (encode_npy(IMAGE.astype(np.uint8)), "4 channels of uint8, where data.pixels says 4 of uint16"),
+    "signed": (encode_npy(IMAGE.astype(np.int16)), "4 channels of int16"),
+    "grey": (imagecodecs.png_encode(IMAGE[:, :, 0].copy()), "1 channels of uint16"),
+    "four axes": (encode_npy(IMAGE[None]), "an array of the shape"),
+    "objects": (npy_header("(2, 2, 4)", "|O"), "never unpickled"),
+    "a claim of a terabyte": (npy_header("(1000000, 1000000, 4)"), "more than max_pixels"),
+    "more than it has": (npy_header("(40, 50, 4)"), "truncated or damaged"),
+    "many and no pixels": (tiff(np.zeros((2, 3, 20, 20), np.uint16)), "one of channels is needed"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_wanted_is_refused_with_its_reason(name: str) -> None:
+    data, reason = REFUSED[name]
+    with pytest.raises(BadImageError, match=reason):
+        read_channels(data, FOUR)
+
+
+def test_a_picture_for_people_shows_the_first_three_channels_as_bright_as_can_be() -> None:
+    dark = IMAGE // 100
+    shown = as_rgb(dark)
+    assert (shown.shape, shown.dtype, shown.max()) == ((40, 50, 3), np.uint8, 255)
+    np.testing.assert_allclose(shown / 255, dark[:, :, :3] / dark[:, :, :3].max(), atol=1 / 255)
+    assert np.ptp(as_rgb(dark[:, :, :1]).astype(int), axis=2).max() == 0
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+def test_the_views_and_networks_of_a_run_are_of_the_datas_pixels() -> None:
+    run = load_config("multichannel", assignments=["data.source=x", "data.pixels={channels: 6, bits: 8}"]).resolved()
+    wanted = PixelsConfig(channels=6, bits=8)
+    views = run.augment
+    assert [v.pixels for v in (views.contrastive, views.weak, views.strong, views.evaluation)] == [wanted] * 4
+    assert RunConfig().resolved().augment.weak.pixels is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["augment.contrastive.jitter.hue=0.1"], "augment.contrastive.jitter.hue need red, green and blue"),
+        (["augment.weak.grayscale=0.2"], "augment.weak.grayscale need red, green and blue"),
+        (["augment.weak.pixels={channels: 4}"], "augment.weak.pixels is the data's; set data.pixels instead"),
+        (["data.shrink={longest: 100}"], "shrink re-encodes as JPEG"),
+        (["data.pixels.bits=12"], "data.pixels.bits"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config("multichannel", assignments=["data.source=x", *settings])
+
+
+def test_three_channels_of_16_bits_may_change_their_colours() -> None:
+    load_config("images", assignments=["data.source=x", "data.pixels={channels: 3, bits: 16}"])
+
+
+def test_white_decides_nothing_of_what_is_stored() -> None:
+    assert PixelsConfig(white=4095).stored == PixelsConfig()
+    with pytest.raises(ValidationError):
+        PixelsConfig(white=0)
+
+
+# --- from a folder to views and predictions ---------------------------------------------------------------
+
+WHITE = {8: 200, 16: 4095}
+
+
+def write_images(folder: Path, channels: int, bits: int, count: int = 36) -> None:
+    """Write images of which the last channel alone tells the class."""
+    rng = np.random.default_rng(channels)
+    for number in range(count):
+        height, width = rng.integers(18, 40, 2)
+        values = rng.integers(0, WHITE[bits] // 2, (height, width, channels))
+        values[..., -1] = (number % 2) * WHITE[bits] * 2 // 3 + values[..., -1] // 4
+        values = values.astype(f"uint{bits}")
+        path = folder / "ab"[number % 2] / f"{number:02d}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number % 3 == 0:
+            path.with_suffix(".npy").write_bytes(encode_npy(values))
+        elif number % 3 == 1:
+            path.with_suffix(".tif").write_bytes(tiff(values, planarconfig="contig" if channels > 1 else None))
+        else:
+            stored = values.squeeze() if channels <= 4 else values.transpose(2, 0, 1)
+            encode = imagecodecs.png_encode if channels <= 4 else partial(tiff, planarconfig="separate")
+            path.with_suffix(".png" if channels <= 4 else ".tiff").write_bytes(encode(stored.copy()))
+
+
+@pytest.fixture(scope="module", params=[(1, 16), (3, 16), (5, 16), (4, 8)], ids=lambda p: f"{p[0]}x{p[1]}")
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, PixelsConfig]:
+    channels, bits = request.param
+    folder = tmp_path_factory.mktemp("channels")
+    write_images(folder / "images", channels, bits)
+    pixels = PixelsConfig(channels=channels, bits=bits, white=WHITE[bits])
+    config = DataConfig(pixels=pixels, labels={"per_class": 6})  # type: ignore[arg-type]
+    return build_dataset(open_source(str(folder / "images")), config, FileStore(folder / "store"))[0], pixels
+
+
+def test_images_keep_their_bytes(made: tuple[Dataset, PixelsConfig]) -> None:
+    dataset, pixels = made
+    assert dataset.manifest.pixels == pixels.stored
+    assert dataset.manifest.quarantined == []
+    reader = SplitReader(dataset, "unlabelled")
+    images = Path(dataset.store.uri.removeprefix("file://")).parent / "images"
+    for number in range(len(reader)):
+        assert reader.image(number).tobytes() == (images / reader.path(number)).read_bytes()
+    assert reader.picture(0).shape[2] == 3
+
+
+VIEWS: dict[str, Callable[[PixelsConfig], dict[str, Any]]] = {
+    "random": lambda pixels: {
+        "view": ViewConfig.model_validate({
+            "pixels": pixels, "jitter": {"probability": 1.0, "saturation": 0.0, "hue": 0.0},
+            "affine": {"rotate": 20}, "blur": {"probability": 1.0}, "erase": {"probability": 0.5},
+        })
+    },
+    "evaluation": lambda pixels: {"evaluation": EvalViewConfig(pixels=pixels)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_both_backends_make_the_same_views(made: tuple[Dataset, PixelsConfig], kind: str) -> None:
+    dataset, pixels = made
+    reader, cpu = SplitReader(dataset, "unlabelled"), torch.device("cpu")
+    batches = []
+    for backend in ("dali", "torchvision"):
+        spec = ViewSpec(backend=backend, image_size=24, **VIEWS[kind](pixels))  # type: ignore[arg-type]
+        stream = ViewStream(reader, [spec, spec], 8, 3, cpu, 2)
+        next(stream)
+        batches.append(next(ViewStream(reader, [spec, spec], 8, 3, cpu, 2, stream.state())))
+    for one, other in zip(batches[0].views, batches[1].views, strict=True):
+        assert one.shape == (8, pixels.channels, 24, 24)
+        assert one.max() > 0.5
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+
+
+def test_a_classifier_learns_and_predicts_by_a_channel_that_rgb_has_not(
+    made: tuple[Dataset, PixelsConfig], tmp_path: Path
+) -> None:
+    dataset, pixels = made
+    view = ViewSpec(backend="dali", image_size=24, view=ViewConfig(pixels=pixels))
+    evaluation = ViewSpec(backend="dali", image_size=24, evaluation=EvalViewConfig(pixels=pixels))
+    config = BaselineConfig.model_validate({
+        "network": {"depth": 10, "width": 0.125, "zero_gain": False}, "batch_size": 12, "steps": 30, "seed": 0,
+        "optimizer": {"name": "adamw", "learning_rate": 3e-3},
+    })  # fmt: skip
+    inputs = finetune.Inputs(dataset.uri, view.encoded(), evaluation.encoded(), None)
+    finetune.run(config, inputs, finetune.Outputs(tmp_path / "classifier"), new_work(tmp_path, "baseline"))
+    predictor, reader = Predictor(tmp_path / "classifier"), SplitReader(dataset, "test")
+    found = predictor([reader.image(number).tobytes() for number in range(len(reader))])
+    right = sum(
+        each.label == reader.classes[label] for each, label in zip(found, reader.labels().tolist(), strict=True)
+    )
+    assert right >= 0.9 * len(reader)
+    with pytest.raises(BadImageError, match=r"data\.pixels says"):
+        predictor([encode_npy(np.zeros((20, 20, 7), np.uint16))])
