@@ -12,6 +12,7 @@ from typing import Any
 from tenfold.augment.spec import resolve_specs
 from tenfold.config import RunConfig
 from tenfold.data.build import recorded
+from tenfold.data.manifest import Dataset
 from tenfold.environment import Environment
 from tenfold.fingerprint import digest, fingerprint, source_digest
 from tenfold.storage import open_store
@@ -28,17 +29,20 @@ class Step:
     fingerprint: str
 
 
-def wiring(config: RunConfig, dataset: str | None) -> dict[str, dict[str, str]]:
+def wiring(config: RunConfig, dataset: Dataset | None) -> dict[str, dict[str, str | None]]:
     """Return stage → input → what it is called; a name in ``<…>`` stands for another stage's result.
 
     Must say what the DAG says: a test compares the fingerprints with a real run's.
     """
     views = {name: digest(spec.encoded()) for name, spec in resolve_specs(config.augment)}
-    data = dataset or "unknown"
+    data = dataset.digest if dataset else "unknown"
+    unlabelled = digest(dataset.manifest.unlabelled().divided()[0]) if dataset else "unknown"
+    watched = data if config.pretrain.watched else None
     evaluation = views["evaluation"]
     return {
         "augment": {"dataset": data},
-        "pretrain": {"dataset": data, "views": views["contrastive"], "evaluation": evaluation},
+        "pretrain": {"dataset": unlabelled, "watched": watched, "views": views["contrastive"],
+                     "evaluation": evaluation},
         "baseline": {"dataset": data, "views": views["baseline"], "evaluation": evaluation},
         "finetune": {"dataset": data, "views": views["finetune"], "evaluation": evaluation, "encoder": "<pretrain>"},
         "self_train": {"dataset": data, "weak": views["weak"], "strong": views["strong"], "teacher": "<finetune>"},
@@ -66,14 +70,16 @@ def make_plan(config: RunConfig, listing: str | None, environment: Environment) 
         names: dict[str, str | None] = {}
         upstream = set()
         for name, value in inputs.items():
-            source = value.strip("<>")
-            if value.startswith("<"):
-                upstream.add(source)
-            names[name] = prints[source] if value.startswith("<") else value
+            if value is not None and value.startswith("<"):
+                upstream.add(value.strip("<>"))
+                value = prints[value.strip("<>")]
+            names[name] = value
         if stage == "baseline":
             names["encoder"] = None
         prints[stage] = fingerprint(stage, strings[stage], names, code)
         why = _why(stage, prints[stage], strings[stage], names, code, earlier.get(stage, []))
+        if why and stage == "pretrain" and dataset is None:
+            why += " (cached if the training images turn out to be an earlier run's)"
         if not why and upstream & running:
             why = f"{', '.join(sorted(upstream & running))} runs again"
         if why:
@@ -83,10 +89,9 @@ def make_plan(config: RunConfig, listing: str | None, environment: Environment) 
     return steps
 
 
-def known_dataset(listing: str | None, environment: Environment) -> str | None:
-    """Return the digest of the data set that an earlier run made of the same listing; None if there is none."""
-    dataset = recorded(open_store(environment.store, patient=False), listing) if listing else None
-    return dataset.digest if dataset else None
+def known_dataset(listing: str | None, environment: Environment) -> Dataset | None:
+    """Return the data set that an earlier run made of the same listing; None if there is none."""
+    return recorded(open_store(environment.store, patient=False), listing) if listing else None
 
 
 def _why(

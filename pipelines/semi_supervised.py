@@ -114,7 +114,8 @@ def build(images: Images):
             distill_temperature=distill_temperature, alpha=alpha, model_name=model_name, min_gain=min_gain,
         ).set_caching_options(False)  # fmt: skip
         config = ready.outputs
-        dataset = sharding(config=config["shard"]).set_caching_options(False).output
+        data = sharding(config=config["shard"], watched=config["watched"]).set_caching_options(False).outputs
+        dataset = data["dataset"]
         views = augment(config=config["augment"], dataset=dataset).outputs
         alone = baseline(
             config=config["baseline"],
@@ -124,7 +125,8 @@ def build(images: Images):
         )
         encoder = pretrain(
             config=config["pretrain"],
-            dataset=dataset,
+            dataset=data["unlabelled"],
+            watched=data["watched"],
             views=views["contrastive"],
             evaluation=views["evaluation"],
         ).outputs["encoder"]

@@ -37,6 +37,7 @@ def preflight(
     [
         ("shard", str), ("augment", str), ("pretrain", str), ("baseline", str), ("finetune", str),
         ("self_train", str), ("pseudo_label", str), ("distill", str), ("evaluate", str), ("promote", str),
+        ("watched", bool),
     ],
 ):  # fmt: skip
     """Resolve the configuration, check the surroundings, and give each stage its canonical string."""
@@ -71,7 +72,9 @@ def preflight(
         attempt.tracker.finish("FINISHED")
         attempt.reporter.finished(time.monotonic() - start)
         strings = config.stage_strings()
-        return NamedTuple("Strings", [(stage, str) for stage in STAGES])(*(strings[stage] for stage in STAGES))
+        return NamedTuple("Strings", [*((stage, str) for stage in STAGES), ("watched", bool)])(
+            *(strings[stage] for stage in STAGES), config.pretrain.watched
+        )
 
 
 def component(image: str):

@@ -3,11 +3,11 @@
 from kfp import dsl
 
 
-def pretrain(config: str, dataset: str, views: str, evaluation: str, encoder: dsl.Output[dsl.Model]):
+def pretrain(config: str, dataset: str, watched: str, views: str, evaluation: str, encoder: dsl.Output[dsl.Model]):
     """Pretrain encoder and projection head on all training images, without labels (SimCLR)."""
     from tenfold.execution import execute
 
-    inputs = {"dataset": dataset, "views": views, "evaluation": evaluation}
+    inputs = {"dataset": dataset, "watched": watched or None, "views": views, "evaluation": evaluation}
     execute("pretrain", config, inputs, {"encoder": encoder.path})
 
 

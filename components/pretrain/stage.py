@@ -32,11 +32,16 @@ CONFIGS = {"pretrain": PretrainConfig}
 
 @dataclass(frozen=True)
 class Inputs:
-    """``dataset``: its URI. ``views``: the contrastive view's specification. ``evaluation``: the view of serving."""
+    """``dataset``: URI of the images. ``views``: the contrastive view's specification.
+
+    ``evaluation``: the view of serving. ``watched``: URI of the data set whose labelled images tell how well the
+    features do, where the configuration asks for that.
+    """
 
     dataset: str
     views: str
     evaluation: str
+    watched: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,7 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     seed = config.seed or 0
     spec, evaluation = parse_spec(inputs.views), parse_spec(inputs.evaluation)
     assert evaluation.evaluation is not None
-    dataset = open_dataset(inputs.dataset)
-    reader = SplitReader(dataset, "unlabelled", work.cache)
+    reader = SplitReader(open_dataset(inputs.dataset), "unlabelled", work.cache)
     torch.manual_seed(seed)
     description = Description(
         kind="simclr", network=config.network, head=config.head, image_size=spec.image_size,
@@ -75,7 +79,8 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
         _warn(config, len(reader), length, work)
         watch = None
         if config.watch:
-            labelled = SplitReader(dataset, "labelled", work.cache)
+            assert inputs.watched is not None
+            labelled = SplitReader(open_dataset(inputs.watched), "labelled", work.cache)
             images = evaluation_images(labelled, evaluation)
             watch = Watch(model, images, labelled.labels(), config.watch, keep_best=config.keep == "best")
         stream = partial(ViewStream, reader, [spec, spec], config.batch_size, seed, device, work.environment.threads)

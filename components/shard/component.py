@@ -36,18 +36,24 @@ def pack(config: str, partition: str) -> str:
         return table
 
 
-def shard(config: str, partitions: list[str], packed: list[str], summary: dsl.Output[dsl.Artifact]) -> NamedTuple(
-    "Data", [("dataset", str)]
-):
-    """Merge the partitions into a data set; its URI ends in the manifest's sha256."""
+def shard(
+    config: str, watched: bool, partitions: list[str], packed: list[str], summary: dsl.Output[dsl.Artifact]
+) -> NamedTuple("Data", [("dataset", str), ("unlabelled", str), ("watched", str)]):
+    """Merge the partitions into a data set; its URI ends in the manifest's sha256.
+
+    Pretraining is given the unlabelled images alone, so that other labels are nothing new to it, and the whole data set
+    only where it is watched with the labelled ones.
+    """
     import json
     from typing import NamedTuple
 
     from tenfold.execution import execute
 
     inputs = {"partitions": json.dumps(partitions), "packed": json.dumps(packed)}
-    uri = execute("shard", config, inputs, {"summary": summary.path})
-    return NamedTuple("Data", [("dataset", str)])(uri)
+    found = execute("shard", config, inputs, {"summary": summary.path})
+    return NamedTuple("Data", [("dataset", str), ("unlabelled", str), ("watched", str)])(
+        found.dataset, found.unlabelled, found.dataset if watched else ""
+    )
 
 
 def component(image: str, placed):
@@ -58,13 +64,17 @@ def component(image: str, placed):
     )
 
     @dsl.pipeline(name="sharding")
-    def sharding(config: str) -> str:
+    def sharding(config: str, watched: bool) -> NamedTuple(
+        "Addresses", [("dataset", str), ("unlabelled", str), ("watched", str)]
+    ):
         # kfp.local can loop over an output of this name alone, so a partition brings its plan's name along
         partitions = listing(config=config).set_caching_options(False).output
         with dsl.ParallelFor(partitions) as partition:
             table = packing(config=config, partition=partition).set_caching_options(False)
-        merged = merging(config=config, partitions=partitions, packed=dsl.Collected(table.output))
-        merged.set_caching_options(False)
-        return merged.outputs["dataset"]
+        merged = merging(config=config, watched=watched, partitions=partitions, packed=dsl.Collected(table.output))
+        found = merged.set_caching_options(False).outputs
+        return NamedTuple("Addresses", [("dataset", str), ("unlabelled", str), ("watched", str)])(
+            found["dataset"], found["unlabelled"], found["watched"]
+        )
 
     return sharding

@@ -10,12 +10,14 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tenfold.config import DataConfig
 from tenfold.data.adopt import check_of
 from tenfold.data.build import finish, recorded
 from tenfold.data.inspect import inspect
 from tenfold.data.listing import list_images
+from tenfold.data.manifest import publish
 from tenfold.data.pack import open_packed
 from tenfold.data.pack import pack as pack_images
 from tenfold.data.plan import make_plan, open_plan, publish_plan
@@ -84,8 +86,15 @@ def pack(config: DataConfig, partition: str, environment: Environment, reporter:
     return pack_images(made, int(number), check_of(made, source, store), store, environment.threads, advance).table
 
 
-def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> str:
-    """Merge what was packed and return the dataset URI, which ends in the manifest's sha256."""
+class Addresses(NamedTuple):
+    """Dataset URIs, which end in the manifest's sha256: of all, and of the unlabelled images alone."""
+
+    dataset: str
+    unlabelled: str
+
+
+def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> Addresses:
+    """Merge what was packed and publish the data set."""
     made = open_plan(work.store, json.loads(inputs.partitions)[0].partition("/")[0])
     known = recorded(work.store, made.listing)
     packed = [open_packed(work.store, table) for table in json.loads(inputs.packed)]
@@ -117,4 +126,4 @@ def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> str
                "quarantined": [q.model_dump() for q in manifest.quarantined]}  # fmt: skip
     outputs.summary.write_text(json.dumps(summary, indent=1))
     work.tracker.artifact(outputs.summary)
-    return dataset.uri
+    return Addresses(dataset.uri, publish(work.store, manifest.unlabelled()).uri)

@@ -63,7 +63,7 @@ def identities(inputs: Any) -> dict[str, str | None]:
         value = getattr(inputs, item.name)
         if isinstance(value, Path):
             names[item.name] = str(read_lineage(value)["fingerprint"])
-        elif value is not None and item.name == "dataset":
+        elif value is not None and item.name in {"dataset", "watched"}:
             names[item.name] = dataset_digest(value)
         else:
             names[item.name] = None if value is None else digest(str(value))

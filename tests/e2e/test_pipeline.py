@@ -118,6 +118,12 @@ def test_a_changed_temperature_reruns_distill_and_what_follows_and_the_plan_name
     assert runs.started("third") == [*ALWAYS, "distill", "evaluate", "promote"]
 
 
+def test_other_labels_rerun_all_but_pretraining(runs: Runs) -> None:
+    runs.run("labels", "--set", "data.labels.per_class=3")
+    assert "pretrain" not in runs.started("labels")
+    assert "finetune" in runs.started("labels")
+
+
 def test_each_stage_has_one_nested_mlflow_run_with_curves_and_lineage(runs: Runs) -> None:
     from mlflow.tracking import MlflowClient
 

@@ -13,7 +13,7 @@ from pictures import picture
 from PIL import Image
 
 from tenfold.components.shard import stage
-from tenfold.config import DataConfig
+from tenfold.config import DataConfig, LabelsConfig
 from tenfold.data.build import build_dataset
 from tenfold.data.decode import decode
 from tenfold.data.manifest import Dataset, Manifest, dataset_digest, manifest_key, open_dataset, publish
@@ -300,6 +300,17 @@ def test_a_dataset_address_ends_in_its_digest() -> None:
     assert dataset_digest(f"s3://bucket/x/datasets/{'0' * 64}/") == "0" * 64
 
 
+def test_other_labels_leave_the_unlabelled_images_the_data_set_that_they_were(images: Path, tmp_path: Path) -> None:
+    """So that an encoder that was pretrained on them need not be pretrained again."""
+    found = []
+    for labels in ({"per_class": 2}, {"per_class": 3}, {"fraction": 0.5, "seed": 1}):
+        whole = config(images).model_copy(update={"labels": LabelsConfig.model_validate(labels)})
+        dataset, _ = build_dataset(open_source(str(images)), whole, FileStore(tmp_path / "store"))
+        found.append((dataset.digest, digest(dataset.manifest.unlabelled().divided()[0])))
+    assert len({whole for whole, _ in found}) == 3
+    assert len({unlabelled for _, unlabelled in found}) == 1
+
+
 def test_an_empty_manifest_encodes_the_same_bytes_each_time() -> None:
     manifest = Manifest(classes=["b", "a"], splits={}, quarantined=[])
     assert manifest.divided()[0] == b'{"classes":["b","a"],"leaks":[],"quarantined":[],"splits":{},"version":2}'
@@ -318,7 +329,11 @@ def test_the_shard_stage_gives_the_address_and_a_summary(
     def shard() -> str:
         partitions = stage.plan(config(images), work.environment, work.reporter)
         packed = [stage.pack(config(images), each, work.environment, work.reporter) for each in partitions]
-        return stage.run(config(images), stage.Inputs(json.dumps(partitions), json.dumps(packed)), outputs, work)
+        found = stage.run(config(images), stage.Inputs(json.dumps(partitions), json.dumps(packed)), outputs, work)
+        unlabelled = open_dataset(found.unlabelled).manifest
+        assert unlabelled.splits["unlabelled"] == open_dataset(found.dataset).manifest.splits["unlabelled"]
+        assert [unlabelled.splits[name].count for name in ("labelled", "test")] == [0, 0]
+        return found.dataset
 
     uri = shard()
     summary = json.loads(outputs.summary.read_text())

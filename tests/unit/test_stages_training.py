@@ -121,7 +121,7 @@ def test_pretraining_saves_encoder_head_and_curves(made: Made) -> None:
 def test_pretraining_can_watch_its_features_and_take_an_encoder_as_it_is(
     made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
 ) -> None:
-    inputs = pretrain.Inputs(digits.uri, RANDOM, EVALUATION)
+    inputs = pretrain.Inputs(digits.uri, RANDOM, EVALUATION, watched=digits.uri)
     config = PretrainConfig(**SHORT, network=TINY, head=HEAD, watch=3, keep="best")
     pretrain.run(config, inputs, pretrain.Outputs(tmp_path / "watched"), work("pretrain"))
     points = [point for point in history(tmp_path / "watched") if "knn_accuracy" in point]

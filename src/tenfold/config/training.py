@@ -96,8 +96,13 @@ class PretrainConfig(TrainConfig):
         description="best: of the watched points, one that beats the last by more than a standard error",
     )
 
+    @property
+    def watched(self) -> bool:
+        """Whether labelled images are looked at."""
+        return self.watch > 0 and not (self.init and self.init.skip)
+
     @model_validator(mode="after")
-    def _watched(self) -> PretrainConfig:
+    def _chosen(self) -> PretrainConfig:
         if self.keep == "best" and not self.watch:
             raise ValueError("keep is best, so watch must say how many points there are to choose from")
         return self

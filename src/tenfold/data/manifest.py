@@ -87,6 +87,15 @@ class Manifest(_Document):
     leaks: list[tuple[str, str]] = []
     pixels: PixelsConfig | None = None
 
+    def unlabelled(self) -> Manifest:
+        """Return the unlabelled split as a data set of its own.
+
+        Which images are labelled and what they are called has no part in it, so neither in what hangs on it alone.
+        """
+        splits = dict.fromkeys(SPLITS, SplitShards(count=0, class_counts={}, shards=[]))
+        splits["unlabelled"] = self.splits["unlabelled"]
+        return Manifest(classes=[], splits=splits, quarantined=[], pixels=self.pixels)
+
     def divided(self) -> tuple[bytes, dict[str, bytes]]:
         """Return the bytes whose sha256 names the data set, and the parts that they name, by digest."""
         document, parts = self.model_dump(), dict[str, bytes]()
