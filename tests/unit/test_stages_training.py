@@ -103,7 +103,7 @@ def test_augment_warns_where_the_views_cannot_keep_up_with_the_network(
 
 def test_channel_statistics_are_those_of_the_pixels(digits: Dataset) -> None:
     reader = SplitReader(digits, "labelled")
-    found = augment.channel_statistics(reader)
+    found = augment.channel_statistics(reader, None)
     pixels = np.stack([decode(reader.image(number).tobytes()).pixels for number in range(len(reader))])
     np.testing.assert_allclose(found["mean"], pixels.mean((0, 1, 2)) / 255, atol=1e-9)
     np.testing.assert_allclose(found["std"], pixels.std((0, 1, 2)) / 255, atol=1e-9)

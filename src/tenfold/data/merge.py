@@ -71,6 +71,7 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
     trains = [shard for shard in trains if shard.kept]
     tests = (_without(_without(s, history.gone), division.dropped) for s in shards["test"])
     made = _pack_labelled(division.labelled, {shard.sha256: shard for shard in trains}, config, store)
+    counted = pc.value_counts(division.test["label"].combine_chunks().sort())
     counts = Counter(candidate.label for candidate in division.labelled)
     manifest = Manifest(
         classes=division.classes,
@@ -81,7 +82,7 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
             ),
             "test": SplitShards(
                 count=len(division.test),
-                class_counts=dict(sorted(Counter(division.test["label"].to_pylist()).items())),
+                class_counts={each["values"]: each["counts"] for each in counted.to_pylist()},
                 shards=[shard for shard in tests if shard.kept],
             ),
         },

@@ -7,11 +7,11 @@ image from test to train, and equal images fall into the same split.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -65,19 +65,34 @@ class Candidate(NamedTuple):
     row: int
 
 
-def choose_labelled(candidates: Iterable[Candidate], config: LabelsConfig) -> list[Candidate]:
-    """Return those that keep their labels; fewer labels of the same seed are a part of more."""
-    if config.per_class is None and config.fraction is None:
-        return list(candidates)
-    by_class: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        by_class[candidate.label].append(candidate)
-    chosen = []
-    for members in by_class.values():
-        members.sort(key=lambda c: draw("labels", config.seed, c.content, c.path))
-        count = config.per_class or max(1, round((config.fraction or 0) * len(members)))
-        chosen += members[:count]
-    return chosen
+def choose_labelled(train: pa.Table, config: LabelsConfig) -> list[Candidate]:
+    """Return the images that keep their labels; fewer labels of the same seed are a part of more.
+
+    Args:
+        train: training images, with the columns of :class:`Candidate` and ``listed``. Numbers for each are held beside
+            it, no objects.
+        config: how many, and the seed.
+    """
+    named = train["listed"] if config.file is not None else pc.is_valid(train["label"])
+    chosen = np.flatnonzero(named.fill_null(False).to_numpy(zero_copy_only=False))
+    if config.per_class is not None or config.fraction is not None:
+        draws = np.fromiter(_draws(train, config.seed), np.float64, len(train))[chosen]
+        label = train["label"].dictionary_encode().unify_dictionaries().combine_chunks()
+        codes = label.indices.fill_null(0).to_numpy()[chosen]
+        members = np.bincount(codes, minlength=len(label.dictionary))
+        kept = np.full(len(members), config.per_class or 0)
+        if config.per_class is None:
+            kept = np.maximum(1, np.rint((config.fraction or 0) * members))
+        order = np.lexsort((draws, codes))
+        place = np.arange(len(order)) - (np.cumsum(members) - members)[codes[order]]
+        chosen = chosen[order[place < kept[codes[order]]]]
+    return [Candidate(**row) for row in train.select(Candidate._fields).take(pa.array(chosen)).to_pylist()]
+
+
+def _draws(train: pa.Table, seed: int) -> Iterator[float]:
+    for batch in train.select(["content", "path"]).to_batches(max_chunksize=65_536):
+        for content, path in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield draw("labels", seed, content, path)
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,7 @@ def divide(images: pa.Table, config: DataConfig) -> Division:
             f"{len(leaks)} test images are also training images, byte by byte, or of a group that is; remove one of "
             f"each pair, or set data.allow_leaks=true:\n{shown}"
         )
-    labelled = choose_labelled(_candidates(train, listed=config.labels.file is not None), config.labels)
+    labelled = choose_labelled(train, config.labels)
     classes = sorted({candidate.label for candidate in labelled})
     _require(classes, test)
     return Division(train, test, labelled, classes, dropped, leaks)
@@ -135,11 +150,11 @@ def _apart(train: pa.Table, test: pa.Table) -> tuple[pa.Table, dict[str, list[in
     Returns:
         The test images that stay, the rows to drop of each shard, and the leaks as (training path, test path).
     """
-    both = pc.is_in(test["content"], value_set=train["content"].combine_chunks())
+    of = train.filter(pc.is_in(train["content"], value_set=test["content"].combine_chunks()))
+    both = pc.is_in(test["content"], value_set=of["content"].combine_chunks())
     copies = test.filter(both).to_pylist()
     if not copies:
         return test, {}, []
-    of = train.filter(pc.is_in(train["content"], value_set=test["content"].combine_chunks()))
     by_content = dict(zip(of["content"].to_pylist(), of["path"].to_pylist(), strict=True))
     dropped: dict[str, list[int]] = {}
     leaks = []
@@ -154,14 +169,9 @@ def _apart(train: pa.Table, test: pa.Table) -> tuple[pa.Table, dict[str, list[in
 
 def _shared_groups(train: pa.Table, test: pa.Table) -> list[tuple[str, str]]:
     """Return a pair of images of each group that the source has on both sides."""
-    sides = [dict(zip(t["group"].to_pylist(), t["path"].to_pylist(), strict=True)) for t in (train, test)]
-    return sorted((sides[0][group], sides[1][group]) for group in {*sides[0]} & {*sides[1]} - {None})
-
-
-def _candidates(train: pa.Table, *, listed: bool) -> list[Candidate]:
-    found = train.filter(train["listed"] if listed else pc.is_valid(train["label"]))
-    columns = [found[name].to_pylist() for name in Candidate._fields]
-    return [Candidate(*values) for values in zip(*columns, strict=True)]
+    grouped = (table.filter(pc.is_valid(table["group"])) for table in (train, test))
+    sides = [dict(zip(t["group"].to_pylist(), t["path"].to_pylist(), strict=True)) for t in grouped]
+    return sorted((sides[0][group], sides[1][group]) for group in {*sides[0]} & {*sides[1]})
 
 
 def _require(classes: list[str], test: pa.Table) -> None:
