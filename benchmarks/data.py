@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -298,7 +299,7 @@ def read_back(folder: Path, *, verified: bool) -> float:
 
 
 def grow(folder: Path) -> dict[str, float]:
-    """Return the seconds of sharding a folder without 1,000 of its images, all of it from scratch, and those alone."""
+    """Return the seconds of sharding a folder without 1,000 of its images, those alone, and all of it from scratch."""
     from tenfold.config import DataConfig
     from tenfold.data.build import build_dataset
     from tenfold.data.sources import StoreSource, open_source
@@ -311,7 +312,7 @@ def grow(folder: Path) -> dict[str, float]:
         def list(self) -> Iterator[Entry]:
             return (entry for entry in super().list() if entry.key not in later)
 
-    config = DataConfig(source=str(folder))
+    config = DataConfig.model_validate({"source": str(folder), "labels": {"per_class": 2}})
     took = {}
     with tempfile.TemporaryDirectory() as place:
         for name, source, store in (
@@ -321,7 +322,9 @@ def grow(folder: Path) -> dict[str, float]:
             start = time.perf_counter()
             build_dataset(source, config, FileStore(Path(place) / store), threads=THREADS)
             took[name] = time.perf_counter() - start
-    return took
+            if name == "new":
+                shutil.rmtree(Path(place) / store)
+    return {"images": len(names), **took}
 
 
 def list_many(count: int) -> dict[str, float]:
@@ -435,7 +438,10 @@ def main() -> None:
     note("packing_photographs", lambda: paired(("pack_ours", many), ("pack_webdataset", many), options.repeats))
     note("packing_cifar10", lambda: paired(("pack_ours", some), ("pack_webdataset", some), options.repeats))
     note("reading", lambda: paired(("verified", some), ("unverified", some), options.repeats))
-    note("growing", lambda: growing(cifar))
+    note("growing_cifar10", lambda: growing(cifar))
+    whole = many_of(Path(photographs), 204)
+    note("growing_photographs", lambda: growing(str(whole)))
+    shutil.rmtree(whole)
     note("listing", lambda: {"keys": options.keys, **measure("list_many", str(options.keys))})
     path = write_result("data", {"what": __doc__, "threads": THREADS, "repeats": options.repeats, **result}, commit)
     print(f"wrote {path.relative_to(RESULTS.parent.parent)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -85,21 +85,23 @@ def compare(listing: Listing, history: History, store: Store, new: Callable[[Row
     gone = {shard: set(rows) for shard, rows in history.gone.items()}
     forgotten = {table: set(paths) for table, paths in history.forgotten.items()}
     replaced: dict[str, Replaced] = {}
-    removed = 0
+    removed, told = 0, len(Row._fields)
     for row, known in _side_by_side(listing.rows(), known_images(history, store, _COLUMNS)):
         if row is None:
-            assert known is not None
             removed += 1
-        elif known is not None and row == Row(*(known[name] for name in Row._fields)):
+        elif known is not None and row == known.values[:told]:
             continue
         else:
             new(row)
-        if known is not None and known["shard"] is None:
-            forgotten.setdefault(known["table"], set()).add(known["path"])
-        elif known is not None and row is None:
-            gone.setdefault(known["shard"], set()).add(known["row"])
-        elif known is not None:
-            replaced[known["path"]] = Replaced(**{name: known[name] for name in Replaced.model_fields})
+        if known is None:
+            continue
+        facts = dict(zip(_COLUMNS, known.values, strict=True))
+        if facts["shard"] is None:
+            forgotten.setdefault(known.table, set()).add(known.path)
+        elif row is None:
+            gone.setdefault(facts["shard"], set()).add(facts["row"])
+        else:
+            replaced[known.path] = Replaced(**{name: facts[name] for name in Replaced.model_fields})
     kept = {
         "gone": {shard: sorted(rows) for shard, rows in sorted(gone.items())},
         "forgotten": {table: sorted(paths) for table, paths in sorted(forgotten.items())},
@@ -107,48 +109,56 @@ def compare(listing: Listing, history: History, store: Store, new: Callable[[Row
     return Changes(history=history.model_copy(update=kept), replaced=replaced, removed=removed)
 
 
-def _side_by_side(
-    rows: Iterator[Row], known: Iterator[dict[str, Any]]
-) -> Iterator[tuple[Row | None, dict[str, Any] | None]]:
+class Known(NamedTuple):
+    """An image of a data set: its place in the order, path, what is known of it, and the table that says so."""
+
+    place: int
+    path: str
+    values: tuple[Any, ...]
+    table: str
+
+
+def _side_by_side(rows: Iterator[Row], known: Iterator[Known]) -> Iterator[tuple[Row | None, Known | None]]:
     """Yield what both sides have of each path."""
     row, other = next(rows, None), next(known, None)
     while row is not None or other is not None:
-        here = (place(row.path), row.path) if row is not None else None
-        there = (place(other["path"]), other["path"]) if other is not None else None
-        if there is None or (here is not None and here < there):
-            yield row, None
-            row = next(rows, None)
-        elif here is None or there < here:
-            yield None, other
-            other = next(known, None)
-        else:
+        if row is not None and other is not None and row.path == other.path:
             yield row, other
             row, other = next(rows, None), next(known, None)
+        elif other is None or (row is not None and (place(row.path), row.path) < other[:2]):
+            yield row, None
+            row = next(rows, None)
+        else:
+            yield None, other
+            other = next(known, None)
 
 
-def known_images(history: History, store: Store, columns: list[str]) -> Iterator[dict[str, Any]]:
+def known_images(history: History, store: Store, columns: list[str]) -> Iterator[Known]:
     """Yield what is known of a data set's images, in order, with one table in memory for each generation.
 
     Args:
         history: of the data set.
         store: has the tables.
-        columns: of :data:`tenfold.data.pack.COLUMNS`; path, size, tag, shard and row among them.
+        columns: of :data:`tenfold.data.pack.COLUMNS`: those of :class:`Row` first, shard and row among the others.
     """
     gone = {(shard, row) for shard, rows in history.gone.items() for row in rows}
-    forgotten = {(table, path) for table, paths in history.forgotten.items() for path in paths}
+    size, tag, shard, row = (columns.index(name) for name in ("size", "tag", "shard", "row"))
 
-    def generation(tables: list[str]) -> Iterator[dict[str, Any]]:
+    def generation(tables: list[str]) -> Iterator[Known]:
         for key in tables:
-            for each in from_parquet(store, key, columns).to_pylist():
-                if (each["shard"], each["row"]) in gone or (key, each["path"]) in forgotten:
+            table, forgotten = from_parquet(store, key, columns), set(history.forgotten.get(key, []))
+            for values in zip(*(table[name].to_pylist() for name in columns), strict=True):
+                path = values[0]
+                if (gone and (values[shard], values[row]) in gone) or path in forgotten:
                     continue
-                size, tag = history.touched.get(each["path"], (each["size"], each["tag"]))
-                yield {**each, "size": size, "tag": tag, "table": key}
+                if path in history.touched:
+                    changed = list(values)
+                    changed[size], changed[tag] = history.touched[path]
+                    values = tuple(changed)
+                yield Known(place(path), path, values, key)
 
-    def order(each: dict[str, Any]) -> tuple[int, str]:
-        return place(each["path"]), each["path"]
-
-    return heapq.merge(*(generation(tables) for tables in history.generations), key=order)
+    generations = [generation(tables) for tables in history.generations]
+    return generations[0] if len(generations) == 1 else heapq.merge(*generations, key=lambda known: known[:2])
 
 
 def read_history(store: Store, key: str) -> History | None:

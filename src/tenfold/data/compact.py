@@ -33,7 +33,9 @@ def compact(
     store, record = dataset.store, read_record(dataset)
     if record is None:
         raise DataError(f"nothing is recorded beside {dataset.uri} of how it was made, so it cannot be compacted")
-    known = {each["path"]: each for each in known_images(record.history, store, COLUMNS.names)}
+    columns = [*Row._fields, *(name for name in COLUMNS.names if name not in Row._fields)]
+    found = known_images(record.history, store, columns)
+    known = {each.path: {**dict(zip(columns, each.values, strict=True)), "table": each.table} for each in found}
     with tempfile.TemporaryDirectory() as folder:
         listing = Listing(complete=True, _rows=Buckets(Path(folder) / "l"))
         for each in known.values():

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from tenfold.fingerprint import canonical_json, digest
 
 _BITS = 8
 #: Lists that wait in memory.
-_IN_MEMORY = 50_000
+_IN_MEMORY = 100_000
 
 
+@lru_cache(maxsize=1 << 17)
 def place(path: str) -> int:
     """Return where ``path`` stands in the order of a data set: the first 64 bits of its SHA-256.
 
@@ -99,7 +101,7 @@ class Listing:
                 self._bound.add(row.group)
             elif row.split == "test":
                 self._tests.add(row.group)
-        self._sum += int.from_bytes(hashlib.sha256(json.dumps(row).encode()).digest()[:16], "big")
+        self._sum += int.from_bytes(hashlib.sha256(repr(tuple(row)).encode()).digest()[:16], "big")
         self._rows.add(row)
 
     @property

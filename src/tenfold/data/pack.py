@@ -42,6 +42,12 @@ COLUMNS = pa.schema([
 ])  # fmt: skip
 
 
+#: What a thread takes at once, at most: images, and about so many bytes; and how many such handfuls are on the way.
+_HANDFUL, _SMALL, _AHEAD = 16, 65_536, 16
+#: Images of fewer bytes than this on average are read by one thread.
+_ALONE = 8192
+
+
 class Packed(NamedTuple):
     """What a packer leaves: the shards of each side in order, and the key of its table in the store."""
 
@@ -98,7 +104,7 @@ def pack(
     with contextlib.ExitStack() as stack:
         for side in sides.values():
             stack.enter_context(side.writer)
-        mapped = stack.enter_context(_side_by_side(threads))
+        mapped = stack.enter_context(_side_by_side(1 if _are_small(left) else threads))
         for count, found in enumerate(mapped(lambda item: check(*item), left), start=len(done) + 1):
             if found.sample is None and found.facts.get("reason") is None:
                 out.append(found.facts)
@@ -245,14 +251,34 @@ def _side_by_side(threads: int) -> Iterator[Callable[..., Iterator[Checked]]]:
 def _bounded_map(
     pool: ThreadPoolExecutor, check: Callable[[tuple[int, Row]], Checked], items: list[tuple[int, Row]]
 ) -> Iterator[Checked]:
-    """Like ``pool.map``, a few hundred images ahead at most."""
-    waiting: deque[Future[Checked]] = deque()
-    for item in items:
-        waiting.append(pool.submit(check, item))
-        if len(waiting) >= 128:
-            yield waiting.popleft().result()
+    """Like ``pool.map``, a few hundred images ahead at most; small images go in handfuls, not one by one."""
+    waiting: deque[Future[list[Checked]]] = deque()
+    for handful in _handfuls(items):
+        waiting.append(pool.submit(lambda items: [check(item) for item in items], handful))
+        if len(waiting) >= _AHEAD:
+            yield from waiting.popleft().result()
     while waiting:
-        yield waiting.popleft().result()
+        yield from waiting.popleft().result()
+
+
+def _are_small(items: list[tuple[int, Row]]) -> bool:
+    """Tell whether images are so small that threads would mostly wait for Python's lock; a size of 0 is not known."""
+    sizes = [row.size for _, row in items]
+    return bool(sizes) and min(sizes) > 0 and sum(sizes) < _ALONE * len(sizes)
+
+
+def _handfuls(items: list[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+    """Divide images into lists of at most :data:`_HANDFUL` images and not many more bytes than :data:`_SMALL`."""
+    held: list[tuple[int, Row]] = []
+    size = 0
+    for item in items:
+        held.append(item)
+        size += item[1].size
+        if len(held) == _HANDFUL or size >= _SMALL:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 def _with_shards(table: pa.Table, shards: Mapping[Side, list[Shard]]) -> pa.Table:
