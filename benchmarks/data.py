@@ -387,6 +387,41 @@ def growing(folder: str) -> dict[str, float]:
     return {**found, "share": found["new"] / found["all"]}
 
 
+#: Measurements of the figure: what is told of each, and the ratio that we set out for.
+PEERS = {
+    "views_224": ("two views, 224 px, photographs\nbeside lightly", 2.0),
+    "views_32": ("two views, 32 px, CIFAR-10\nbeside lightly", 6.0),
+    "packing_photographs": ("packing photographs\nbeside webdataset", 2.0),
+    "packing_cifar10": ("packing CIFAR-10\nbeside webdataset", 2.0),
+}
+LIMITS = {
+    "limit_224": ("two views, 224 px, beside\ndecoding once and nothing else", None),
+    "limit_32": ("two views, 32 px, beside\ndecoding once and nothing else", None),
+    "reading": ("reading with digests verified\nbeside reading without", 0.9),
+}
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw the paired ratios as points, their medians as bars, and what we set out for as a line."""
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
+    for axes, names, title in zip(panels, (PEERS, LIMITS), ("times as fast", "share of the speed"), strict=True):
+        for place, (name, (told, goal)) in enumerate(names.items()):
+            axes.barh(place, result[name]["ratio"], color="#9ecae1", height=0.5)
+            axes.plot(result[name]["ratios"], [place] * len(result[name]["ratios"]), "o", color="#08519c", ms=4)
+            if goal is not None:
+                axes.plot([goal, goal], [place - 0.35, place + 0.35], color="#d94801", lw=2)
+            axes.text(0.02, place, f" {result[name]['ratio']:.2f}", va="center", fontweight="bold")
+            axes.text(-0.01, place, told, ha="right", va="center", transform=axes.get_yaxis_transform(), fontsize=8)
+        axes.set(yticks=[], title=title, xlim=(0, None))
+        axes.invert_yaxis()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.supxlabel("bar: median of paired runs; points: the runs; line: the goal", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def run_one(what: str, arguments: list[str]) -> Any:
     """Run the measurement that ``--one`` names."""
     if what == "list_many":
@@ -444,6 +479,7 @@ def main() -> None:
     shutil.rmtree(whole)
     note("listing", lambda: {"keys": options.keys, **measure("list_many", str(options.keys))})
     path = write_result("data", {"what": __doc__, "threads": THREADS, "repeats": options.repeats, **result}, commit)
+    draw(result, path.with_suffix(".png"))
     print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
 
 

@@ -94,11 +94,12 @@ def _identity(number: int) -> list[float] | None:
 
 
 def _close_killed(environment: Environment) -> None:
-    """Close in MLflow what runs that were killed without notice left open there."""
+    """Close in MLflow what runs that were killed without notice left open there, and remove their temporary files."""
     for file in (environment.home / "runs").glob(f"*/{_OWNER}"):
         with contextlib.suppress(OSError, ValueError, TenfoldError):
             owner = json.loads(file.read_text())
             if owner != _identity(int(owner[0])):
+                shutil.rmtree(environment.home / "tmp" / file.parent.name, ignore_errors=True)
                 close_runs(replace(environment, run_id=file.parent.name), "KILLED")
                 file.unlink(missing_ok=True)
 

@@ -34,7 +34,7 @@ def wiring(config: RunConfig, dataset: Dataset | None) -> dict[str, dict[str, st
 
     Must say what the DAG says: a test compares the fingerprints with a real run's.
     """
-    views = {name: digest(spec.encoded()) for name, spec in resolve_specs(config.augment)}
+    views = {name: digest(spec.encoded()) for name, spec in resolve_specs(config.resolved().augment)}
     data = dataset.digest if dataset else "unknown"
     unlabelled = digest(dataset.manifest.unlabelled().divided()[0]) if dataset else "unknown"
     watched = data if config.pretrain.watched else None

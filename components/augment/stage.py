@@ -114,8 +114,7 @@ def channel_statistics(reader: SplitReader, kind: PixelsConfig | None) -> dict[s
     channels = channels_of(kind)
     count, total, squares = 0, np.zeros(channels), np.zeros(channels)
     for number in range(min(len(reader), _STATISTICS_IMAGES)):
-        values = read_pixels(reader.image(number).tobytes(), kind).reshape(-1, channels)
-        pixels = np.minimum(values / (kind.top if kind else 255), 1)
+        pixels = read_pixels(reader.image(number).tobytes(), kind).reshape(-1, channels) / (kind.top if kind else 255)
         count += len(pixels)
         total += pixels.sum(0)
         squares += (pixels**2).sum(0)

@@ -154,7 +154,8 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
 def test_split_name(dataset: Dataset, spec: ViewSpec) -> str:
     """Return what must be equal for two models' test results to be comparable: images, labels and view."""
     shards = [shard.sha256 for shard in dataset.manifest.splits["test"].shards]
-    return digest(json.dumps([shards, dataset.manifest.classes, spec.evaluation and spec.evaluation.model_dump()]))
+    view = spec.evaluation and spec.evaluation.model_dump(exclude_none=True)
+    return digest(json.dumps([shards, dataset.manifest.classes, view]))
 
 
 def _without_labels(readers: Mapping[Any, SplitReader]) -> list[int]:

@@ -113,15 +113,21 @@ def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> Add
     if manifest.quarantined:
         work.reporter.warn(f"{count(len(manifest.quarantined), 'image')} quarantined; the report lists them")
     facts = inspect(dataset)
-    equal, alike = facts["equal_training_images"], facts["alike_in_train_and_test"]
-    work.tracker.metrics({"equal_training_images": equal, "alike_in_train_and_test": len(alike)})
+    equal = {key: facts[key] for key in ("equal_training_images", "equal_test_images")}
+    alike = facts["alike_in_train_and_test"]
+    work.tracker.metrics({**equal, "alike_in_train_and_test": len(alike)})
+    if equal["equal_test_images"]:
+        work.reporter.warn(
+            f"{count(equal['equal_test_images'], 'test image')} equal to another one: such images count more than once "
+            "in every accuracy"
+        )
     if alike:
         first = f"{alike[0]['train']} and {alike[0]['test']}"
         work.reporter.warn(
             f"{count(len(alike), 'test image')} may be seen in training, in another size or compression ({first} look "
             f"alike); tenfold data inspect {dataset.uri} lists them"
         )
-    summary = {"dataset": dataset.uri, "classes": manifest.classes, "counts": counts, "equal_training_images": equal,
+    summary = {"dataset": dataset.uri, "classes": manifest.classes, "counts": counts, **equal,
                "alike_in_train_and_test": alike[:1000],
                "quarantined": [q.model_dump() for q in manifest.quarantined]}  # fmt: skip
     outputs.summary.write_text(json.dumps(summary, indent=1))

@@ -11,6 +11,9 @@ import torch
 from tenfold.augment.evaluation import evaluation_views
 from tenfold.models.saved import load_classifier
 
+#: Of an image that comes from outside, by its header.
+_MAX_PIXELS = 64_000_000
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -42,7 +45,7 @@ class Predictor:
         if not images:
             return []
         side, view = self.description.image_size, self.description.evaluation
-        batch = evaluation_views(images, view, side, torch.get_num_threads())
+        batch = evaluation_views(images, view, side, torch.get_num_threads(), _MAX_PIXELS)
         rows = torch.softmax(self._model(batch), dim=1).tolist()
         named = [dict(zip(self.description.classes, row, strict=True)) for row in rows]
         return [Prediction(best := max(row, key=row.__getitem__), row[best], row) for row in named]

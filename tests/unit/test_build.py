@@ -16,6 +16,7 @@ from tenfold.components.shard import stage
 from tenfold.config import DataConfig, LabelsConfig
 from tenfold.data.build import build_dataset
 from tenfold.data.decode import decode
+from tenfold.data.inspect import inspect
 from tenfold.data.manifest import Dataset, Manifest, dataset_digest, manifest_key, open_dataset, publish
 from tenfold.data.parquet import from_parquet
 from tenfold.data.reader import SplitReader
@@ -333,6 +334,8 @@ def test_the_shard_stage_gives_the_address_and_a_summary(
         unlabelled = open_dataset(found.unlabelled).manifest
         assert unlabelled.splits["unlabelled"] == open_dataset(found.dataset).manifest.splits["unlabelled"]
         assert [unlabelled.splits[name].count for name in ("labelled", "test")] == [0, 0]
+        with pytest.raises(DataError, match="inspect the whole one"):
+            inspect(open_dataset(found.unlabelled))
         return found.dataset
 
     uri = shard()

@@ -15,18 +15,35 @@ import pytest
 import tifffile
 import torch
 from chain import new_work
+from PIL import Image
 from pydantic import ValidationError
 
-from tenfold.augment.spec import ViewSpec
+from tenfold.augment.evaluation import evaluation_views
+from tenfold.augment.spec import ViewSpec, resolve_specs
 from tenfold.augment.stream import ViewStream
 from tenfold.components.finetune import stage as finetune
-from tenfold.config import BaselineConfig, DataConfig, EvalViewConfig, PixelsConfig, RunConfig, ViewConfig, load_config
+from tenfold.config import (
+    AugmentConfig,
+    BaselineConfig,
+    DataConfig,
+    Description,
+    EvalViewConfig,
+    PixelsConfig,
+    ResNetConfig,
+    RunConfig,
+    ViewConfig,
+    load_config,
+)
 from tenfold.data.build import build_dataset
 from tenfold.data.channels import Raw, as_rgb, encode_npy, read_channels
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import open_source
-from tenfold.errors import BadImageError, ConfigError
+from tenfold.errors import BadImageError, ConfigError, DataError
+from tenfold.evaluation.audit import audit_labels
+from tenfold.fingerprint import digest
+from tenfold.models.saved import build, save
+from tenfold.pipelines.plan import wiring
 from tenfold.predictor import Predictor
 from tenfold.storage import FileStore
 
@@ -89,6 +106,12 @@ def npy_header(shape: str, kind: str = "<u2") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
+def palette() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("P", (8, 8)).save(buffer, format="PNG", transparency=0)
+    return buffer.getvalue()
+
+
 REFUSED = {
     "empty": (b"", "empty file"),
     "JPEG": (b"\xff\xd8\xff\xe0", "no PNG, TIFF or NPY"),
@@ -100,6 +123,9 @@ REFUSED = {
     "objects": (npy_header("(2, 2, 4)", "|O"), "never unpickled"),
     "a claim of a terabyte": (npy_header("(1000000, 1000000, 4)"), "more than max_pixels"),
     "more than it has": (npy_header("(40, 50, 4)"), "truncated or damaged"),
+    "a palette": (palette(), "a PNG with a palette"),
+    "a large type": (tiff(np.zeros((20, 20, 4)), planarconfig="contig", compression="zstd"), "4 channels of float64"),
+    "bytes behind the end": (ENCODED["png"] + b"x", "bytes follow its end"),
     "many and no pixels": (tiff(np.zeros((2, 3, 20, 20), np.uint16)), "one of channels is needed"),
 }
 
@@ -151,8 +177,19 @@ def test_three_channels_of_16_bits_may_change_their_colours() -> None:
 
 def test_white_decides_nothing_of_what_is_stored() -> None:
     assert PixelsConfig(white=4095).stored == PixelsConfig()
-    with pytest.raises(ValidationError):
-        PixelsConfig(white=0)
+    for wrong in ({"white": 0}, {"white": 256, "bits": 8}, {"white": 65_536}):
+        with pytest.raises(ValidationError):
+            PixelsConfig.model_validate(wrong)
+
+
+def test_the_plan_of_a_run_names_its_views_as_the_run_does() -> None:
+    run = load_config("multichannel", assignments=["data.source=x"])
+    told = AugmentConfig.model_validate_json(run.stage_strings()["augment"])
+    views = resolve_specs(told)
+    wired = wiring(run, None)
+    assert wired["pretrain"]["views"] == digest(views.contrastive.encoded())
+    assert wired["evaluate"]["evaluation"] == digest(views.evaluation.encoded())
+    assert views.contrastive.pixels == FOUR
 
 
 # --- from a folder to views and predictions ---------------------------------------------------------------
@@ -226,6 +263,40 @@ def test_both_backends_make_the_same_views(made: tuple[Dataset, PixelsConfig], k
         assert one.shape == (8, pixels.channels, 24, 24)
         assert one.max() > 0.5
         torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+
+
+def test_views_stay_with_their_images_where_a_batch_spans_epochs(made: tuple[Dataset, PixelsConfig]) -> None:
+    dataset, pixels = made
+    reader, cpu = SplitReader(dataset, "unlabelled"), torch.device("cpu")
+    size = 3 * len(reader) + 1
+    batches = []
+    for backend, threads in (("dali", 8), ("torchvision", 1)):
+        spec = ViewSpec(backend=backend, image_size=8, evaluation=EvalViewConfig(pixels=pixels))  # type: ignore[arg-type]
+        stream = ViewStream(reader, [spec], size, 0, cpu, threads)
+        batches.append([next(stream) for _ in range(3)])
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one.numbers, other.numbers)
+        torch.testing.assert_close(one.views[0], other.views[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_is_brighter_than_white_is_cut_before_it_is_resampled(bits: int) -> None:
+    """A cubic filter would draw a dark ring about it otherwise."""
+    values = np.full((40, 40, 2), 100, dtype=f"uint{bits}")
+    values[18:20, 18:20] = 2**bits - 1
+    view = EvalViewConfig(pixels=PixelsConfig(channels=2, bits=bits, white=100))  # type: ignore[arg-type]
+    assert evaluation_views([encode_npy(values)], view, 24).min() > 1 - 1e-5
+
+
+def test_labels_are_audited_by_a_network_for_such_images_alone(
+    made: tuple[Dataset, PixelsConfig], tmp_path: Path
+) -> None:
+    description = Description(
+        kind="classifier", network=ResNetConfig(depth=10, width=0.125), classes=["a", "b"], image_size=8
+    )
+    save(tmp_path / "rgb", build(description), description)
+    with pytest.raises(DataError, match="was made for RGB, and the data set's images are"):
+        audit_labels(made[0], tmp_path / "rgb", tmp_path / "cache")
 
 
 def test_a_classifier_learns_and_predicts_by_a_channel_that_rgb_has_not(

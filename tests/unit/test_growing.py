@@ -246,17 +246,17 @@ def test_inspection_tells_counts_sizes_and_what_looks_alike(tmp_path: Path) -> N
                 pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
                 (folder.parent / name).mkdir(exist_ok=True)
                 Image.fromarray(pixels).save(folder.parent / name / f"{split}{number}.png")
-    (place.images.parent / "photos" / "train" / "b" / "copy.png").write_bytes(
-        (place.images.parent / "photos" / "train" / "b" / "train0.png").read_bytes()
-    )
+    for split in ("train", "test"):
+        folder = place.images.parent / "photos" / split / "b"
+        (folder / "copy.png").write_bytes((folder / f"{split}0.png").read_bytes())
     place.images = place.images.parent / "photos"
     place.config = place.config.model_copy(update={"source": str(place.images)})
     dataset = place.build()
     facts = inspect(dataset)
     assert facts["splits"]["unlabelled"]["images"] == 10
     assert facts["longer_side"]["largest"] == 90
-    assert sum(facts["longer_side"]["histogram"].values()) == 19
-    assert facts["equal_training_images"] == 1
+    assert sum(facts["longer_side"]["histogram"].values()) == 20
+    assert (facts["equal_training_images"], facts["equal_test_images"]) == (1, 1)
     [pair] = facts["alike_in_train_and_test"]
     assert (pair["train"], pair["test"]) == ("train/a/same.png", "test/a/same.jpg")
     assert contact_sheet(dataset, tmp_path / "cache").size == (640, 128)

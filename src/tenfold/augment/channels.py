@@ -7,11 +7,12 @@ is done on the CPU on every machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from torch import Tensor
 
+from tenfold.augment.ahead import Ahead
 from tenfold.augment.draws import uniforms
 from tenfold.augment.fused import FusedView, places_of
 from tenfold.augment.spec import ViewSpec
@@ -29,26 +30,23 @@ class ChannelViews:
     ) -> None:  # fmt: skip
         """Prepare; arguments as :class:`tenfold.augment.dali.DaliViews` has them."""
         self._reader, self._order, self._seed, self._batch_size = reader, order, seed, batch_size
-        self._position, self._left, self._kind = position, batches, specs[0].pixels
+        self._position, self._kind = position, specs[0].pixels
         self._views = [FusedView(spec.view, spec.evaluation, spec.image_size) for spec in specs]
         self._threads = max(1, threads)
-        self._pool, self._maker = ThreadPoolExecutor(self._threads), ThreadPoolExecutor(1)
-        self._coming: Future[list[Tensor]] | None = None
+        self._pool, self._ahead = ThreadPoolExecutor(self._threads), Ahead(self._make, batches)
 
     def next(self) -> list[Tensor]:
         """Return the next batch's views, as tensors of their own."""
-        made = self._make() if self._coming is None else self._coming.result()
-        self._left = None if self._left is None else self._left - 1
-        self._coming = None if self._left == 0 else self._maker.submit(self._make)
-        return made
+        return self._ahead.next()
 
-    def _decoded(self, place: int) -> Raw:
-        return read_pixels(self._reader.image(self._order[place]).tobytes(), self._kind)
+    def _decoded(self, number: int) -> Raw:
+        return read_pixels(self._reader.image(number).tobytes(), self._kind)
 
     def _make(self) -> list[Tensor]:
         places = range(self._position, self._position + self._batch_size)
         self._position += self._batch_size
-        decoded = list(self._pool.map(self._decoded, places))
+        numbers = [self._order[place] for place in places]  # by one thread: an order remembers where it is
+        decoded = list(self._pool.map(self._decoded, numbers))
         positions = np.array([self._order.position(place) for place in places])
         return [
             view(*places_of(decoded), uniforms(self._seed, positions, number), self._pool, self._threads)

@@ -9,7 +9,7 @@ other there, and what they hold does not stay in the caches. Both take what was 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, math, pipeline_def, types
 from torch import Tensor
 
+from tenfold.augment.ahead import Ahead
 from tenfold.augment.draws import ATTEMPTS, ORDERS, Drawn, parameters, uniforms
 from tenfold.augment.fused import FusedView
 from tenfold.augment.spec import ViewSpec
@@ -48,7 +49,7 @@ class DaliViews:
         """
         on_gpu = device.type == "cuda"
         self._specs, self._batch_size, self._order, self._seed = list(specs), batch_size, order, seed
-        self._first, self._made, self._left = position, 0, batches
+        self._first, self._made = position, 0
         self._graph = on_gpu if graph is None else graph
 
         def encoded(info: Any) -> NDArray[np.uint8]:
@@ -62,17 +63,14 @@ class DaliViews:
         )  # fmt: skip
         self._pipe.build()
         self._fused = [FusedView(spec.view, spec.evaluation, spec.image_size) for spec in specs]
-        self._threads, self._pool, self._maker = threads, ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
-        self._coming: Future[list[Tensor]] | None = None
+        self._threads, self._pool = threads, ThreadPoolExecutor(threads)
+        self._ahead = Ahead(self._make, batches)
 
     def next(self) -> list[Tensor]:
         """Return the next batch's views, as tensors of their own."""
         if self._graph:
             return [torch.utils.dlpack.from_dlpack(out.as_tensor()).clone() for out in self._pipe.run()]
-        made = self._make() if self._coming is None else self._coming.result()
-        self._left = None if self._left is None else self._left - 1
-        self._coming = None if self._left == 0 else self._maker.submit(self._make)
-        return made
+        return self._ahead.next()
 
     def _make(self) -> list[Tensor]:
         (images,) = self._pipe.run()

@@ -13,7 +13,7 @@ from tenfold.augment.fused import FusedView, places_of
 from tenfold.augment.resample import resize
 from tenfold.config import EvalViewConfig, PixelsConfig
 from tenfold.data.channels import Raw
-from tenfold.data.decode import read_pixels
+from tenfold.data.decode import CHECKED, read_pixels
 
 
 def evaluation_view(pixels: Raw, config: EvalViewConfig, size: int) -> Tensor:
@@ -41,7 +41,9 @@ def floats(pixels: Raw, kind: PixelsConfig | None) -> Tensor:
     return planes / (kind.top if kind else 255)
 
 
-def evaluation_views(images: Sequence[bytes], config: EvalViewConfig, size: int, threads: int = 1) -> Tensor:
+def evaluation_views(
+    images: Sequence[bytes], config: EvalViewConfig, size: int, threads: int = 1, max_pixels: int = CHECKED
+) -> Tensor:
     """Return :func:`evaluation_view` of encoded images as (N, channels, size, size), to within float32's rounding.
 
     Raises:
@@ -49,5 +51,5 @@ def evaluation_views(images: Sequence[bytes], config: EvalViewConfig, size: int,
     """
     view = FusedView(None, config, size)
     with ThreadPoolExecutor(threads) as pool:
-        decoded = list(pool.map(lambda data: read_pixels(data, config.pixels), images))
+        decoded = list(pool.map(lambda data: read_pixels(data, config.pixels, max_pixels), images))
         return view(*places_of(decoded), None, pool, threads)

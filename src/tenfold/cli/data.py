@@ -60,7 +60,8 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     for span, number in sides["histogram"].items():
         if number:
             console.print(f"  {span:>16}  {'█' * max(1, round(40 * number / most))} {number:,}", highlight=False)
-    console.print(f"{count(facts['equal_training_images'], 'training image')} equal to another one")
+    for side in ("training", "test"):
+        console.print(f"{count(facts[f'equal_{side}_images'], f'{side} image')} equal to another one")
     alike = facts["alike_in_train_and_test"]
     console.print(f"{count(len(alike), 'pair')} of a training and a test image that look alike")
     for pair in alike[:10]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tenfold.config.base import Probability, Ratio, Section, Share
 
@@ -16,7 +16,13 @@ class PixelsConfig(Section):
 
     channels: int = Field(3, ge=1, le=64)
     bits: Literal[8, 16] = 16
-    white: int | None = Field(None, ge=1, le=65_535, description="value that views call 1; the largest unless set")
+    white: int | None = Field(None, ge=1, description="value that views call 1; the largest unless set")
+
+    @model_validator(mode="after")
+    def _within(self) -> PixelsConfig:
+        if self.white is not None and self.white >= 2**self.bits:
+            raise ValueError(f"white is {self.white}, and the largest value of {self.bits} bits is {2**self.bits - 1}")
+        return self
 
     @property
     def top(self) -> int:

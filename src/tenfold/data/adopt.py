@@ -62,6 +62,8 @@ class _Tar:
 class Adopting:
     """Checks images where their tar lies; see :func:`tenfold.data.pack.pack`."""
 
+    waits = False  # a tar from afar is fetched whole
+
     def __init__(self, plan: Plan, source: TarSource, store: Store) -> None:
         self._plan, self._source, self._store = plan, source, store
         self._open: OrderedDict[str, _Tar] = OrderedDict()

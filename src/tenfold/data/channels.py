@@ -1,8 +1,8 @@
 """Images that are no 8-bit RGB: any number of channels, 8 or 16 bits each, as PNG, TIFF or NumPy's NPY.
 
 They are kept as the bytes they were, and read by imagecodecs (PNG), tifffile (TIFF, with imagecodecs for what is
-compressed) and NumPy's own header reader. Their channels stand as they are stored: no palette, no blending, no rotation
-tag is applied.
+compressed) and NumPy's own header reader. Their channels stand as they are stored: nothing is blended, no rotation tag
+is applied, and a PNG with a palette is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ Raw = NDArray[np.uint8] | NDArray[np.uint16]
 
 _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PALETTE = 3
+#: Channels of a PNG by its colour type.
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 #: What libraries tell of damaged files is told by the error that they raise.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
@@ -44,17 +48,11 @@ def read_channels(data: bytes, wanted: PixelsConfig, max_pixels: int = 64_000_00
         raise BadImageError("empty file")
     read, extension = _reader(data)
     try:
-        values = read(data, max_pixels)
+        values = read(data, wanted, max_pixels)
     except BadImageError:
         raise
     except Exception as error:  # whatever a library stumbles over, one image must not end the run
         raise BadImageError(f"truncated or damaged: {type(error).__name__} {error}") from None
-    values = values[:, :, None] if values.ndim == 2 else values
-    if values.ndim != 3 or 0 in values.shape:
-        raise BadImageError(f"an array of the shape {values.shape}; height x width x channels is needed")
-    found = f"{values.shape[2]} channels of {values.dtype}"
-    if values.shape[2] != wanted.channels or values.dtype != np.dtype(f"uint{wanted.bits}"):
-        raise BadImageError(f"{found}, where data.pixels says {wanted.channels} of uint{wanted.bits}")
     return np.ascontiguousarray(values), extension
 
 
@@ -68,28 +66,45 @@ def _reader(data: bytes) -> tuple[Any, str]:
     raise BadImageError("no PNG, TIFF or NPY, which is what data.pixels is read from")
 
 
-def _read_png(data: bytes, max_pixels: int) -> NDArray[Any]:
+def png_chunks(data: bytes) -> list[bytes] | None:
+    """Return the kinds of a PNG's chunks; None where one is not whole and right, or bytes follow the last."""
+    at, kinds = 8, list[bytes]()
+    while at + 12 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 8 + size
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return None
+        at = end + 4
+        kinds.append(kind)
+        if kind == b"IEND":
+            return kinds if at == len(data) else None
+    return None
+
+
+def _read_png(data: bytes, wanted: PixelsConfig, max_pixels: int) -> NDArray[Any]:
     import imagecodecs
 
-    width, height = struct.unpack_from(">II", data, 16)
-    _bounded(width, height, max_pixels)
-    if not data.endswith(b"IEND\xaeB`\x82"):
-        raise ValueError("it ends early")
-    return np.asarray(imagecodecs.png_decode(data))
+    width, height, bits, colours = struct.unpack_from(">IIBB", data, 16)
+    kinds = png_chunks(data)
+    if kinds is None:
+        raise ValueError("a chunk of the PNG is damaged or missing, or bytes follow its end")
+    if colours == _PALETTE or b"tRNS" in kinds:
+        raise BadImageError("a PNG with a palette or a transparent colour; its channels are not told by its pixels")
+    _require((height, width, _PNG_CHANNELS[colours]), f"uint{bits}", wanted, max_pixels)
+    return np.asarray(imagecodecs.png_decode(data)).reshape(height, width, -1)
 
 
-def _read_tiff(data: bytes, max_pixels: int) -> NDArray[Any]:
+def _read_tiff(data: bytes, wanted: PixelsConfig, max_pixels: int) -> NDArray[Any]:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series = file.series[0]
         sizes = dict(zip(series.axes, series.shape, strict=True))
-        _bounded(sizes["X"], sizes["Y"], max_pixels)
         others = [axis for axis in series.axes if axis not in "YX" and sizes[axis] > 1]
         if len(others) > 1:
             raise BadImageError(f"an image of the axes {series.axes}, {series.shape}; one of channels is needed")
         channels = sizes[others[0]] if others else 1
-        _bounded(sizes["X"] * channels, sizes["Y"], max_pixels * 64)
+        _require((sizes["Y"], sizes["X"], channels), str(series.dtype), wanted, max_pixels)
         for page in series.pages:
             if page is None or any(
                 offset + count > len(data) for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
@@ -101,21 +116,30 @@ def _read_tiff(data: bytes, max_pixels: int) -> NDArray[Any]:
         return np.transpose(values, [*order, *dropped]).reshape(sizes["Y"], sizes["X"], channels)
 
 
-def _read_npy(data: bytes, max_pixels: int) -> NDArray[Any]:
+def _read_npy(data: bytes, wanted: PixelsConfig, max_pixels: int) -> NDArray[Any]:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, by_column, kind = readers[version](file)
     if kind.hasobject:
         raise BadImageError("an array of Python objects, which is never unpickled")
-    _bounded(shape[1] if len(shape) > 1 else 0, shape[0] if shape else 0, max_pixels)
+    shape = (*shape, 1) if len(shape) == 2 else shape
+    _require(shape, kind.newbyteorder("=").name, wanted, max_pixels)
     values = np.frombuffer(data, kind, offset=file.tell()).reshape(shape, order="F" if by_column else "C")
     return values.astype(kind.newbyteorder("="), copy=False)
 
 
-def _bounded(width: int, height: int, max_pixels: int) -> None:
+def _require(shape: tuple[int, ...], kind: str, wanted: PixelsConfig, max_pixels: int) -> None:
+    """Refuse an image by its header, before anything of its size is made."""
+    if len(shape) != 3 or 0 in shape:
+        raise BadImageError(f"an array of the shape {shape}; height x width x channels is needed")
+    height, width, channels = shape
     if width * height > max_pixels:
         raise BadImageError(f"{width} x {height} pixels, more than max_pixels={max_pixels}")
+    if channels != wanted.channels or kind != f"uint{wanted.bits}":
+        raise BadImageError(
+            f"{channels} channels of {kind}, where data.pixels says {wanted.channels} of uint{wanted.bits}"
+        )
 
 
 def encode_npy(values: Raw) -> bytes:

@@ -67,6 +67,7 @@ class _Repacking:
 
     def __init__(self, known: dict[str, dict[str, object]], shards: dict[str, Shard], store: Store) -> None:
         self._known, self._shards, self._store = known, shards, store
+        self.waits = not store.uri.startswith("file:")
         self._indexes: dict[str, ShardIndex] = {}
 
     def adopted(self) -> list[Shard]:

@@ -12,7 +12,6 @@ import contextlib
 import io
 import re
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tenfold.config import PixelsConfig, ShrinkConfig
-from tenfold.data.channels import Raw, brightness, read_channels
+from tenfold.data.channels import Raw, brightness, png_chunks, read_channels
 from tenfold.errors import BadImageError
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of odd tags; what cannot be read is an error
@@ -38,6 +37,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
+
+
+#: Pixels of an image that was found to be no larger than allowed when it was packed: any number.
+CHECKED = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,23 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> Decoded:
     return Decoded(pixels, encode_png(pixels, _FAST), "png")
 
 
-def read_pixels(data: bytes, pixels: PixelsConfig | None) -> Raw:
+def read_pixels(data: bytes, pixels: PixelsConfig | None, max_pixels: int = CHECKED) -> Raw:
     """Return an image as training sees it, contiguous (height, width, channels): RGB, or what ``pixels`` says.
+
+    Values above its ``white`` are cut to it.
+
+    Args:
+        data: an encoded image, one of a shard unless ``max_pixels`` says how large it may be.
+        pixels: what it must be.
+        max_pixels: at most this many, by its header.
 
     Raises:
         BadImageError: it cannot be decoded.
     """
-    return np.ascontiguousarray(decode(data).pixels) if pixels is None else read_channels(data, pixels)[0]
+    if pixels is None:
+        return np.ascontiguousarray(decode(data, max_pixels).pixels)
+    values = read_channels(data, pixels, max_pixels)[0]
+    return values if pixels.white is None else np.minimum(values, values.dtype.type(pixels.white))
 
 
 def examine(
@@ -199,21 +212,8 @@ def _is_plain(image: Image.Image, data: bytes) -> bool:
         return False
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         return False
-    return _is_sound_png(data) if image.format == "PNG" else _is_sound_jpeg(data)
-
-
-def _is_sound_png(data: bytes) -> bool:
-    """Tell whether all chunks are whole and right, up to the last: Pillow forgives what other decoders refuse."""
-    at = 8
-    while at + 12 <= len(data):
-        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        end = at + 8 + size
-        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return False
-        at = end + 4
-        if kind == b"IEND":
-            return at == len(data)
-    return False
+    # Pillow forgives what other decoders refuse
+    return png_chunks(data) is not None if image.format == "PNG" else _is_sound_jpeg(data)
 
 
 #: A marker within entropy-coded data: 0xFF and neither a stuffed zero nor a restart.

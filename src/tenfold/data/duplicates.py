@@ -28,21 +28,23 @@ class Duplicates:
 
     Attributes:
         equal: training images that are copies of another training image.
+        equal_tests: the same of test images, each of which counts again in every accuracy.
         alike: (training path, test path, differing bits) of images that look alike on both sides.
     """
 
     equal: int
+    equal_tests: int
     alike: list[tuple[str, str, int]]
 
 
 def find_duplicates(train: pa.Table, test: pa.Table) -> Duplicates:
     """Compare packed images by the columns ``path``, ``content``, ``look``, ``width`` and ``height``."""
-    equal = len(train) - pc.count_distinct(train["content"]).as_py()
+    equal, tests = (len(images) - int(pc.count_distinct(images["content"]).as_py()) for images in (train, test))
     (train, left), (test, right) = _told(train), _told(test)
     pairs = near(left, right)
     names, others = train["path"], test["path"]
     alike = [(names[int(i)].as_py(), others[int(j)].as_py(), int(bits)) for i, j, bits in pairs]
-    return Duplicates(int(equal), sorted(alike, key=lambda pair: (pair[2], pair)))
+    return Duplicates(equal, tests, sorted(alike, key=lambda pair: (pair[2], pair)))
 
 
 def _told(images: pa.Table) -> tuple[pa.Table, NDArray[np.uint64]]:

@@ -16,6 +16,7 @@ from tenfold.data.duplicates import find_duplicates
 from tenfold.data.manifest import Dataset
 from tenfold.data.parquet import from_parquet
 from tenfold.data.reader import SplitReader
+from tenfold.errors import DataError
 
 _EDGES = [0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 1 << 20]
 _COLUMNS = ["path", "content", "shard", "row", "side", "width", "height", "look"]
@@ -52,7 +53,16 @@ def _empty() -> pa.Table:
 
 
 def inspect(dataset: Dataset) -> dict[str, Any]:
-    """Return the facts of a data set, ready for JSON."""
+    """Return the facts of a data set, ready for JSON.
+
+    Raises:
+        DataError: nothing is recorded of how it was made.
+    """
+    if read_record(dataset) is None:
+        raise DataError(
+            f"nothing is recorded beside {dataset.uri} of how it was made. If it is the unlabelled part of a data set, "
+            "which pretraining takes, inspect the whole one: the run prints its address"
+        )
     manifest, images = dataset.manifest, images_of(dataset)
     train, test = (images.filter(pc.equal(images["side"], side)) for side in ("train", "test"))
     found = find_duplicates(train, test)
@@ -76,7 +86,7 @@ def inspect(dataset: Dataset) -> dict[str, Any]:
             },
         },
         "quarantined": [q.model_dump() for q in manifest.quarantined],
-        "equal_training_images": found.equal,
+        "equal_training_images": found.equal, "equal_test_images": found.equal_tests,
         "alike_in_train_and_test": [{"train": a, "test": b, "bits": bits} for a, b, bits in found.alike],
         "leaks": manifest.leaks,
     }  # fmt: skip

@@ -64,7 +64,12 @@ class Checked:
 
 
 class Check(Protocol):
-    """Reads the images of a partition."""
+    """Reads the images of a partition.
+
+    ``waits``: whether a read waits for a network, so that threads help however small images are.
+    """
+
+    waits: bool
 
     def __call__(self, number: int, row: Row) -> Checked:
         """Read one, which is ``number`` there."""
@@ -104,7 +109,7 @@ def pack(
     with contextlib.ExitStack() as stack:
         for side in sides.values():
             stack.enter_context(side.writer)
-        mapped = stack.enter_context(_side_by_side(1 if _are_small(left) else threads))
+        mapped = stack.enter_context(_side_by_side(1 if not check.waits and _are_small(left) else threads))
         for count, found in enumerate(mapped(lambda item: check(*item), left), start=len(done) + 1):
             if found.sample is None and found.facts.get("reason") is None:
                 out.append(found.facts)
@@ -142,6 +147,7 @@ class Checking:
 
     def __init__(self, plan: Plan, source: Source) -> None:
         self._plan, self._source = plan, source
+        self.waits = source.uri.startswith("s3:")
 
     def __call__(self, number: int, row: Row) -> Checked:
         """See :class:`Check`."""
@@ -273,7 +279,7 @@ def _handfuls(items: list[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
     size = 0
     for item in items:
         held.append(item)
-        size += item[1].size
+        size += item[1].size or _SMALL  # not known: it may be large
         if len(held) == _HANDFUL or size >= _SMALL:
             yield held
             held, size = [], 0

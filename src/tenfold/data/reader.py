@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tenfold.data.cache import ShardCache
 from tenfold.data.channels import as_rgb
-from tenfold.data.decode import decode, read_pixels
+from tenfold.data.decode import CHECKED, decode, read_pixels
 from tenfold.data.manifest import Dataset, Shard, SplitName
 from tenfold.data.shards import Sample, ShardIndex, parse_facts, parse_index
 from tenfold.environment import Environment
@@ -126,7 +126,7 @@ class SplitReader:
     def picture(self, number: int) -> NDArray[np.uint8]:
         """Return sample ``number`` as people may look at it: (height, width, 3)."""
         data = self.image(number).tobytes()
-        return decode(data).pixels if self.pixels is None else as_rgb(read_pixels(data, self.pixels))
+        return decode(data, CHECKED).pixels if self.pixels is None else as_rgb(read_pixels(data, self.pixels))
 
     def _facts(self, number: int) -> tuple[str, str | None]:
         shard, row = self._find(number)

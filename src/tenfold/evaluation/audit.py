@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tenfold.augment.spec import ViewSpec
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
+from tenfold.errors import DataError
 from tenfold.evaluation.inference import infer
 from tenfold.evaluation.probes import leave_one_out
 from tenfold.models.saved import load
@@ -45,10 +46,14 @@ def audit_labels(dataset: Dataset, encoder: Path, cache: Path) -> list[Doubt]:
     """Return the doubtful labels of a data set, by the features of a pretrained encoder or a classifier's.
 
     Raises:
-        DataError: the folder holds no network.
+        DataError: the folder holds no network, or one of other images.
     """
     model, description = load(encoder)
     reader = SplitReader(dataset, "labelled", cache)
+    own, kind = reader.pixels, description.evaluation.pixels
+    if own != (kind and kind.stored):
+        told = ["RGB" if each is None else f"{each.channels} channels of {each.bits} bits" for each in (kind, own)]
+        raise DataError(f"the network in {encoder} was made for {told[0]}, and the data set's images are {told[1]}")
     spec = ViewSpec(backend="torchvision", image_size=description.image_size, evaluation=description.evaluation)
     found = infer({"f": model.encoder}, reader, spec, list(range(len(reader))), torch.device("cpu"))["f"]
     names = reader.classes

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 
 def evaluation_images(reader: SplitReader, spec: ViewSpec, numbers: Sequence[int] | None = None) -> Tensor:
-    """Return the evaluation view (N, 3, side, side) of the samples ``numbers``, or of all, as serving makes it."""
+    """Return the evaluation view (N, C, side, side) of the samples ``numbers``, or of all, as serving makes it."""
     wanted = range(len(reader)) if numbers is None else numbers
     images = [reader.image(number).tobytes() for number in wanted]
     return evaluation_views(images, spec.evaluation or EvalViewConfig(), spec.image_size, torch.get_num_threads())
