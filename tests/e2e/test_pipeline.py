@@ -105,7 +105,13 @@ def test_the_plan_after_a_run_is_all_cached_with_the_fingerprints_of_that_run(ru
 
 
 def test_the_same_run_again_takes_every_training_and_inferring_stage_from_the_cache(runs: Runs) -> None:
+    left = runs.home / "tmp" / "killed" / "half-a-shard"  # of a run whose process is no longer there
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+    (runs.home / "runs" / "killed").mkdir()
+    (runs.home / "runs" / "killed" / "owner.json").write_text("[999999999, 0.0]")
     runs.run("second")
+    assert not left.parent.exists()
     assert runs.started("second") == [*ALWAYS, "promote"]
     assert runs.result("second")["verdict"]["version"] == runs.result("first")["verdict"]["version"]
     assert runs.result("second")["evaluation"]["rungs"] == runs.result("first")["evaluation"]["rungs"]
