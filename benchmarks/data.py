@@ -412,9 +412,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axes.plot(result[name]["ratios"], [place] * len(result[name]["ratios"]), "o", color="#08519c", ms=4)
             if goal is not None:
                 axes.plot([goal, goal], [place - 0.35, place + 0.35], color="#d94801", lw=2)
-            axes.text(0.02, place, f" {result[name]['ratio']:.2f}", va="center", fontweight="bold")
+            right = max(*result[name]["ratios"], goal or 0.0)
+            axes.text(right, place, f"  {result[name]['ratio']:.2f}", va="center", fontweight="bold")
             axes.text(-0.01, place, told, ha="right", va="center", transform=axes.get_yaxis_transform(), fontsize=8)
-        axes.set(yticks=[], title=title, xlim=(0, None))
+        axes.set(yticks=[], title=title, xlim=(0, 1.15 * axes.get_xlim()[1]))
         axes.invert_yaxis()
         axes.spines[["top", "right", "left"]].set_visible(False)
     figure.supxlabel("bar: median of paired runs; points: the runs; line: the goal", fontsize=8)
