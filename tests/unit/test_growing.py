@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 
-from tenfold.config import DataConfig
+from tenfold.config import DataConfig, LabelsConfig
 from tenfold.data.build import build_dataset
 from tenfold.data.compact import compact
 from tenfold.data.garbage import find_garbage
@@ -22,6 +23,7 @@ from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import Source, open_source
 from tenfold.data.tables import Line
+from tenfold.fingerprint import digest
 from tenfold.storage import Entry, FileStore
 
 
@@ -88,8 +90,10 @@ def content(dataset: Dataset) -> dict[str, dict[str, bytes]]:
 
 
 def from_scratch(place: Place, tmp_path: Path) -> Dataset:
-    other = FileStore(tmp_path / "scratch")
-    return build_dataset(open_source(str(place.images)), place.config, other)[0]
+    """Shard the images into an empty store."""
+    tmp_path.mkdir(exist_ok=True)
+    empty = FileStore(Path(tempfile.mkdtemp(dir=tmp_path)))
+    return build_dataset(open_source(str(place.images)), place.config, empty)[0]
 
 
 def test_of_a_source_that_grew_the_new_images_alone_are_read(place: Place, tmp_path: Path) -> None:
@@ -119,6 +123,56 @@ def test_a_removed_image_leaves_without_a_shard_being_written_anew(place: Place,
     sides = ("unlabelled", "test")
     kept = [{shard.sha256 for side in sides for shard in each.manifest.splits[side].shards} for each in (first, second)]
     assert kept[1] <= kept[0]
+
+
+def labelled_as(place: Place, named: dict[str, str | None]) -> None:
+    """Let a label list name images, each with a class or with its folder's."""
+    file = place.images.parent / "labels.csv"
+    file.write_text("path,label\n" + "".join(f"{path},{label or ''}\n" for path, label in named.items()))
+    labels = {"file": str(file)}
+    place.config = place.config.model_copy(update={"labels": LabelsConfig.model_validate(labels)})
+
+
+def test_another_label_list_reads_and_packs_no_training_image_again(tmp_path: Path) -> None:
+    """So the unlabelled images stay the data set that they were, and an encoder need not be pretrained again."""
+    place = Place(tmp_path)
+    for split, numbers in (("train", range(45)), ("test", range(45, 60))):
+        fill(place.images / split, numbers)
+    lists: list[dict[str, str | None]] = [
+        {f"train/{'abc'[n % 3]}/{n}.png": None for n in range(6)},
+        {f"train/{'abc'[n % 3]}/{n}.png": None for n in range(15)},
+        {f"train/{'abc'[n % 3]}/{n}.png": "bca"[n % 3] for n in range(3, 9)},
+        {f"train/{'abc'[n % 3]}/{n}.png": None for n in range(6)},
+    ]
+    first, unlabelled = place.build(), set()
+    for turn, named in enumerate(lists):
+        labelled_as(place, named)
+        dataset = place.build()
+        assert place.reads == []
+        assert content(dataset) == content(from_scratch(place, tmp_path / f"list{turn}"))
+        assert dataset.manifest.splits["labelled"].count == len(named)
+        unlabelled.add(digest(dataset.manifest.unlabelled().divided()[0]))
+    assert unlabelled == {digest(first.manifest.unlabelled().divided()[0])}
+    path = place.images / "train" / "a" / "0.png"
+    os.utime(path, ns=(5, 5))
+    (place.images / "train" / "b" / "1.png").write_bytes(picture(1000))
+    fill(place.images / "train", range(60, 63))
+    labelled_as(place, {**lists[0], "train/b/61.png": "c"})
+    dataset = place.build()
+    assert place.reads == ["train/a/0.png", "train/a/60.png", "train/b/1.png", "train/b/61.png", "train/c/62.png"]
+    assert content(dataset) == content(from_scratch(place, tmp_path / "mixed"))
+    assert content(compact(dataset)) == content(dataset)
+    labelled_as(place, lists[2])
+    assert content(place.build()) == content(from_scratch(place, tmp_path / "after"))
+    assert place.reads == []
+
+
+def test_a_drawn_test_image_that_is_listed_trains_from_then_on(place: Place, tmp_path: Path) -> None:
+    drawn = sorted({key.split(" ")[0] for key in content(place.build())["test"]})
+    labelled_as(place, {f"{'abc'[n % 3]}/{n}.png": None for n in range(6)} | dict.fromkeys(drawn[:2]))
+    dataset = place.build()
+    assert place.reads == [path for path in drawn if path in set(place.reads)] != []
+    assert content(dataset) == content(from_scratch(place, tmp_path))
 
 
 def test_a_changed_image_is_packed_again_and_the_old_one_is_gone(place: Place, tmp_path: Path) -> None:
@@ -162,6 +216,22 @@ def test_images_come_and_go_over_many_runs(place: Place, tmp_path: Path) -> None
         assert content(dataset) == content(scratch)
         assert dataset.manifest.quarantined == scratch.manifest.quarantined
         assert dataset.manifest.classes == scratch.manifest.classes
+
+
+def test_images_and_their_labels_come_and_go_over_many_runs(place: Place, tmp_path: Path) -> None:
+    place.build()
+    random = np.random.default_rng(1)
+    for turn in range(6):
+        fill(place.images, range(60 + 5 * turn, 65 + 5 * turn))
+        there = np.array(sorted(path.relative_to(place.images).as_posix() for path in place.images.rglob("*.png")))
+        for path in random.choice(there, 3, replace=False):
+            (place.images / path).unlink()
+        there = np.array(sorted(path.relative_to(place.images).as_posix() for path in place.images.rglob("*.png")))
+        for path in random.choice(there, 3, replace=False):
+            os.utime(place.images / path, ns=(turn, turn))
+        listed = random.choice(there, 25, replace=False)
+        labelled_as(place, {str(path): [None, "a", "b", "c"][random.integers(4)] for path in listed})
+        assert content(place.build()) == content(from_scratch(place, tmp_path))
 
 
 def test_another_choice_of_labels_reads_nothing(place: Place) -> None:

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from tenfold.data.annotations import Row
 from tenfold.data.listing import Listing, place
 from tenfold.data.parquet import from_parquet
+from tenfold.data.splits import Side
+from tenfold.data.tables import Split
 from tenfold.fingerprint import canonical_json
 from tenfold.storage import Store
 
@@ -39,6 +41,10 @@ class Replaced(_Document):
     group: str | None
 
 
+#: Of an image: label, split, whether a list names it, and group; the last fields of :class:`Row`.
+Told = tuple[str | None, Split | None, bool | None, str | None]
+
+
 class History(_Document):
     """What a data set was made of.
 
@@ -50,6 +56,8 @@ class History(_Document):
         forgotten: paths of which a table no longer speaks, by table: quarantined images that went, and images of shards
             that were packed again.
         touched: size and tag of images that were written again with the same content.
+        told: label, split, listed and group of training images of which the source or a list says something else than
+            when they were packed; their bytes and their shards are as they were.
     """
 
     dataset: str
@@ -57,6 +65,7 @@ class History(_Document):
     gone: dict[str, list[int]] = {}
     forgotten: dict[str, list[str]] = {}
     touched: dict[str, tuple[int, str]] = {}
+    told: dict[str, Told] = {}
 
 
 class Changes(_Document):
@@ -73,23 +82,30 @@ class Changes(_Document):
     removed: int
 
 
-def compare(listing: Listing, history: History, store: Store, new: Callable[[Row], object]) -> Changes:
+def compare(
+    listing: Listing, history: History, store: Store, side: Callable[[Row, str], Side], new: Callable[[Row], object]
+) -> Changes:
     """Compare a listing with what a data set was made of.
 
     Args:
         listing: what is there now.
         history: of the data set.
         store: has its tables.
+        side: tells which side an image of some content is of.
         new: called with each image to pack, new or changed, in order.
     """
     gone = {shard: set(rows) for shard, rows in history.gone.items()}
     forgotten = {table: set(paths) for table, paths in history.forgotten.items()}
     replaced: dict[str, Replaced] = {}
-    removed, told = 0, len(Row._fields)
+    told, removed, fields = dict(history.told), 0, len(Row._fields)
     for row, known in _side_by_side(listing.rows(), known_images(history, store, _COLUMNS)):
         if row is None:
             removed += 1
-        elif known is not None and row == known.values[:told]:
+            told.pop(known.path if known else "", None)
+        elif known is not None and row == known.values[:fields]:
+            continue
+        elif known is not None and _trains_as_before(row, known, side):
+            told[row.path] = row[3:]
             continue
         else:
             new(row)
@@ -105,8 +121,16 @@ def compare(listing: Listing, history: History, store: Store, new: Callable[[Row
     kept = {
         "gone": {shard: sorted(rows) for shard, rows in sorted(gone.items())},
         "forgotten": {table: sorted(paths) for table, paths in sorted(forgotten.items())},
+        "told": dict(sorted(told.items())),
     }
     return Changes(history=history.model_copy(update=kept), replaced=replaced, removed=removed)
+
+
+def _trains_as_before(row: Row, known: Known, side: Callable[[Row, str], Side]) -> bool:
+    """Tell whether an image has the bytes that it had and trains as it did, so that only what is said of it differs."""
+    facts = dict(zip(_COLUMNS, known.values, strict=True))
+    same = facts["shard"] is not None and facts["side"] == "train" and row[:3] == known.values[:3]
+    return same and side(row, facts["content"]) == "train"
 
 
 class Known(NamedTuple):
@@ -151,9 +175,10 @@ def known_images(history: History, store: Store, columns: list[str]) -> Iterator
                 path = values[0]
                 if (gone and (values[shard], values[row]) in gone) or path in forgotten:
                     continue
-                if path in history.touched:
+                if path in history.touched or path in history.told:
                     changed = list(values)
-                    changed[size], changed[tag] = history.touched[path]
+                    changed[size], changed[tag] = history.touched.get(path, (values[size], values[tag]))
+                    changed[3 : len(Row._fields)] = history.told.get(path, values[3 : len(Row._fields)])
                     values = tuple(changed)
                 yield Known(place(path), path, values, key)
 

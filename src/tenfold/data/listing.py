@@ -101,6 +101,7 @@ class Listing:
                 self._bound.add(row.group)
             elif row.split == "test":
                 self._tests.add(row.group)
+        row = row._replace(listed=row.listed or None)  # "not on the list" and "no list" are one from here on
         self._sum += int.from_bytes(hashlib.sha256(repr(tuple(row)).encode()).digest()[:16], "big")
         self._rows.add(row)
 

@@ -56,7 +56,7 @@ def merge(plan: Plan, packed: Sequence[Packed], config: DataConfig, store: Store
     history = _replace(before, plan, {key: images[key] for key in fresh}, anew, adopted)
     full = [key for key in fresh if len(images[key])]
     history = history.model_copy(update={"generations": [*before.generations, *([full] if full else [])]})
-    left = pa.concat_tables([_left(table, key, history) for key, table in images.items()])
+    left = pa.concat_tables([_as_told(_left(table, key, history), history) for key, table in images.items()])
     bad = left.filter(pc.is_valid(left["reason"]))
     if len(bad) > config.max_bad_fraction * plan.images:
         raise too_many(len(bad), plan.images, config.max_bad_fraction, bad.slice(0, 10).to_pylist())
@@ -143,13 +143,14 @@ def _replace(
 
     Of a tar that was ``adopted`` and changed the old bytes are no longer there, so it is the old row.
     """
+    told = dict(before.told)
     replaced = plan.changes.replaced if plan.changes else {}
     replaced = {path: old for path, old in replaced.items() if old.row not in anew.get(old.shard, set())}
     gone = {shard: set(rows) for shard, rows in before.gone.items()}
     touched = dict(before.touched)
     for former in replaced.values():
         gone.setdefault(former.shard, set()).add(former.row)
-    for table in fresh.values() if replaced or touched else ():
+    for table in fresh.values() if replaced or touched or told else ():
         for new in table.to_pylist():
             touched.pop(new["path"], None)
             old = replaced.get(new["path"])
@@ -162,8 +163,25 @@ def _replace(
                 gone[old.shard].discard(old.row)
                 gone.setdefault(new["shard"], set()).add(new["row"])
                 touched[new["path"]] = (new["size"], new["tag"])
+            else:
+                told.pop(new["path"], None)  # the fresh table says it itself
     kept = {shard: sorted(rows) for shard, rows in sorted(gone.items()) if rows}
-    return before.model_copy(update={"gone": kept, "touched": touched})
+    return before.model_copy(update={"gone": kept, "touched": touched, "told": told})
+
+
+def _as_told(table: pa.Table, history: History) -> pa.Table:
+    """Return a table with what is said of its images now."""
+    paths = table["path"].to_pylist() if history.told else []
+    changed = [(row, history.told[path]) for row, path in enumerate(paths) if path in history.told]
+    if not changed:
+        return table
+    for number, name in enumerate(Row._fields[3:]):
+        values = table[name].to_pylist()
+        for row, now in changed:
+            values[row] = now[number]
+        kind = table.schema.field(name)
+        table = table.set_column(table.schema.get_field_index(name), kind, pa.array(values, kind.type))
+    return table
 
 
 def _left(table: pa.Table, key: str, history: History) -> pa.Table:

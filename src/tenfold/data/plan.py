@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from tenfold.data.changes import Changes, History, compare, read_history
 from tenfold.data.listing import Listing, place
 from tenfold.data.manifest import is_whole, manifest_key, open_dataset
 from tenfold.data.parquet import as_parquet, from_parquet
+from tenfold.data.splits import Side, side_of
 from tenfold.errors import DataError, first_fault
 from tenfold.fingerprint import canonical_json, digest, folder_digest
 from tenfold.storage import Store
@@ -106,18 +107,24 @@ def make_plan(listing: Listing, config: DataConfig, store: Store, uri: str, *, a
     )  # fmt: skip
     history_key = f"sources/{digest(canonical_json([uri, plan.packing]))}.json"
     history = None if anew else read_history(store, history_key)
+
+    def side(row: Row, content: str) -> Side:
+        return side_of(row, content, config.split, own_test=listing.own_test)
+
     if history is not None and not _stands(store, history):
         history = None
     if history is None:
         parts = [_write_rows(store, part) for part in _ranges(listing.rows(), _bits(listing.count, config))]
         changes = None
     else:
-        parts, changes = _changed(listing, history, config, store)
+        parts, changes = _changed(listing, history, config, store, side)
     found = {"partitions": parts or [_write_rows(store, [])], "source": history_key, "changes": changes}
     return plan.model_copy(update=found)
 
 
-def _changed(listing: Listing, history: History, config: DataConfig, store: Store) -> tuple[list[Partition], Changes]:
+def _changed(
+    listing: Listing, history: History, config: DataConfig, store: Store, side: Callable[[Row, str], Side]
+) -> tuple[list[Partition], Changes]:
     """Partition what is new or changed since a data set was made."""
     count = 0
     with tempfile.TemporaryFile("w+") as spool:
@@ -127,7 +134,7 @@ def _changed(listing: Listing, history: History, config: DataConfig, store: Stor
             count += 1
             spool.write(json.dumps(row) + "\n")
 
-        changes = compare(listing, history, store, keep)
+        changes = compare(listing, history, store, side, keep)
         spool.seek(0)
         rows = (Row(*json.loads(line)) for line in spool)
         return [_write_rows(store, part) for part in _ranges(rows, _bits(count, config))], changes
