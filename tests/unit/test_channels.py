@@ -36,6 +36,7 @@ from tenfold.config import (
 )
 from tenfold.data.build import build_dataset
 from tenfold.data.channels import Raw, as_rgb, encode_npy, read_channels
+from tenfold.data.decode import examine
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import open_source
@@ -53,7 +54,7 @@ IMAGE: Raw = np.random.default_rng(0).integers(0, 65_536, (40, 50, 4), dtype=np.
 
 def tiff(values: Raw, **settings: Any) -> bytes:
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, values, photometric="minisblack", **settings)
+    tifffile.imwrite(buffer, values, **{"photometric": "minisblack", **settings})
     return buffer.getvalue()
 
 
@@ -92,13 +93,29 @@ def test_a_damaged_file_is_told_or_read_aright(name: str) -> None:
             np.testing.assert_array_equal(read_channels(data[:cut], FOUR)[0], IMAGE)
         except BadImageError:
             continue
-    for _ in range(100):
+    for _ in range(200):
         turned = bytearray(data)
-        turned[rng.integers(0, 300)] ^= 1 << int(rng.integers(0, 8))
-        try:
-            assert read_channels(bytes(turned), FOUR)[0].shape[2] == 4
-        except BadImageError:
-            continue
+        turned[rng.integers(0, 400)] ^= 1 << int(rng.integers(0, 8))
+        found = []
+        for left in (1111, 2222):  # what other arrays leave in memory must not be taken for pixels
+            del_me = [np.full(size, left, np.uint16) for size in (2000, 4000, 8000) for _ in range(4)]
+            del del_me
+            try:
+                found.append(read_channels(bytes(turned), FOUR)[0].tobytes())
+            except BadImageError as error:
+                found.append(str(error).encode())
+        assert found[0] == found[1]
+
+
+def test_a_tif_that_yields_only_a_part_of_its_pixels_is_refused_when_it_is_packed() -> None:
+    """tifffile reads it and leaves the rest as it finds it. LZW's codes 256 and 257: begin, and end at once."""
+    data = bytearray(ENCODED["tif, LZW"])
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        start = file.pages[0].dataoffsets[0]  # type: ignore[union-attr]
+    assert examine(bytes(data), pixels=FOUR).extension == "tif"
+    data[start : start + 3] = b"\x80\x40\x40"
+    with pytest.raises(BadImageError, match=r"lacks parts of its data|truncated or damaged"):
+        examine(bytes(data), pixels=FOUR)
 
 
 def npy_header(shape: str, kind: str = "<u2") -> bytes:
@@ -121,7 +138,12 @@ REFUSED = {
     "grey": (imagecodecs.png_encode(IMAGE[:, :, 0].copy()), "1 channels of uint16"),
     "four axes": (encode_npy(IMAGE[None]), "an array of the shape"),
     "objects": (npy_header("(2, 2, 4)", "|O"), "never unpickled"),
-    "a claim of a terabyte": (npy_header("(1000000, 1000000, 4)"), "more than max_pixels"),
+    "a claim of a terabyte": (npy_header("(1000000, 1000000, 4)"), "more bytes than RGB of max_pixels"),
+    "many channels": (npy_header("(8000, 8000, 4)"), "more bytes than RGB of max_pixels"),
+    "a negative side": (npy_header("(-1, 50, 4)"), "an array of the shape"),
+    "a codec that may crash": (by_pixel(compression="jpegxr"), "a TIFF compressed by"),
+    "white is zero": (tiff(IMAGE, photometric="miniswhite", planarconfig="contig"), "photometric interpretation"),
+    "a header that is no literal": (npy_header("10**4"), r"truncated or damaged NPY \(ValueError\)$"),
     "more than it has": (npy_header("(40, 50, 4)"), "truncated or damaged"),
     "a palette": (palette(), "a PNG with a palette"),
     "a large type": (tiff(np.zeros((20, 20, 4)), planarconfig="contig", compression="zstd"), "4 channels of float64"),

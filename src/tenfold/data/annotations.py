@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tenfold.config import PixelsConfig
 from tenfold.data.sources import Source
-from tenfold.data.tables import Line, Split, csv_rows, read_lines, text_of
+from tenfold.data.tables import Line, Split, csv_rows, parted, read_lines, text_of
 from tenfold.errors import DataError
 from tenfold.storage import open_store
 
@@ -120,9 +120,9 @@ class Labels:
     """
 
     def __init__(self, file: str) -> None:
-        folder, _, name = file.rpartition("/")
+        folder, name = parted(file)
         self.where = f"the label list {file}"
-        lines = list(csv_rows(text_of(open_store(folder or ".").read(name), self.where), self.where))
+        lines = list(csv_rows(text_of(open_store(folder).read(name), self.where), self.where))
         if lines and lines[0][1][0].strip() == "path":
             lines = lines[1:]
         self._class: dict[str, str] = {}

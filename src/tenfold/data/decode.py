@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tenfold.config import PixelsConfig, ShrinkConfig
-from tenfold.data.channels import Raw, brightness, png_chunks, read_channels
+from tenfold.data.channels import Raw, brightness, is_whole_tiff, png_chunks, read_channels
 from tenfold.errors import BadImageError
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of odd tags; what cannot be read is an error
@@ -135,6 +135,8 @@ def examine(
     """
     if pixels is not None:
         values, extension = read_channels(data, pixels, max_pixels)
+        if extension == "tif" and not is_whole_tiff(data, pixels, values):
+            raise BadImageError("a TIFF that lacks parts of its data")
         look = _look(Image.fromarray(brightness(values)))
         return Examined(data, extension, values.shape[1], values.shape[0], look)
     image = _opened(data, max_pixels)

@@ -95,7 +95,7 @@ class ShardWriter:
             if last:
                 self._file.flush()
         except OSError as error:
-            raise StorageError(f"a shard cannot be written below {tempfile.gettempdir()}: {error.strerror}") from None
+            raise StorageError(f"a shard cannot be written to a temporary file (TMPDIR): {error.strerror}") from None
         self._sha256.update(data)
         self._size += len(data)
         return self._file
@@ -106,8 +106,11 @@ class ShardWriter:
         file = self._append(bytes(2 * _BLOCK), last=True)
         index = f"v1.2 {count}\n{''.join(line + chr(10) for line in self._lines)}".encode()
         name = self._sha256.hexdigest()
-        with file:
-            self._store.create(f"shards/{name}.tar", Path(file.name), sealed=True)
+        try:
+            with file:
+                self._store.create(f"shards/{name}.tar", Path(file.name), sealed=True)
+        except FileNotFoundError:
+            raise StorageError(f"the temporary file {file.name} was removed while a shard was written to it") from None
         self._store.create(f"shards/{name}.idx", index)
         self.shards.append(Shard(sha256=name, size=self._size, count=count, index_sha256=digest(index)))
         self._begin()

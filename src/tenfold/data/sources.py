@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tenfold.data.decode import encode_png
 from tenfold.data.named import SCHEME, TorchvisionSource
-from tenfold.data.tables import Line, Split, read_lines
+from tenfold.data.tables import Line, Split, parted, read_lines
 from tenfold.data.tars import TarSource
 from tenfold.environment import Environment
 from tenfold.errors import DataError
@@ -91,8 +91,8 @@ class ListSource:
     """Images that a table names, wherever they are: ``s3://`` addresses, or paths relative to the table."""
 
     def __init__(self, uri: str, *, patient: bool = True) -> None:
-        folder, _, self._name = uri.rpartition("/")
-        self._base, self._patient = open_store(folder or ".", patient=patient), patient
+        folder, self._name = parted(uri)
+        self._base, self._patient = open_store(folder, patient=patient), patient
         self.uri = f"{self._base.uri}/{self._name}"
         self._stores: dict[str, Store] = {}
 

@@ -27,6 +27,12 @@ class Line(NamedTuple):
     number: int
 
 
+def parted(address: str) -> tuple[str, str]:
+    """Return the folder of a file's address, and its name; a bare name lies in the working folder."""
+    folder, slash, name = address.rpartition("/")
+    return folder or slash or ".", name
+
+
 def read_lines(data: bytes, name: str, where: str) -> Iterator[Line]:
     """Yield the lines of a table with the columns ``path`` and perhaps ``label``, ``split`` and ``group``.
 

@@ -23,7 +23,7 @@ class FileStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self.uri = root.as_uri()
+        self.uri = root.absolute().as_uri()
 
     def _path(self, key: str) -> Path:
         # By its name alone: a link in the folder may lead out of it, as links to images often do.
