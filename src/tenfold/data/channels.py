@@ -138,10 +138,11 @@ def _require_page(page: Any, wanted: PixelsConfig, size: int) -> None:
     if page is None:
         raise BadImageError("a TIFF without one of its pages")
     if page.compression not in _CODECS:
-        raise BadImageError(f"a TIFF compressed by {page.compression!r}; {', '.join(_CODECS.values())} are read")
+        told = ", ".join(dict.fromkeys(_CODECS.values()))
+        raise BadImageError(f"a TIFF compressed by {_named(page.compression)}; {told} are read")
     if page.photometric not in _PHOTOMETRIC or page.bitspersample != wanted.bits:
         raise BadImageError(
-            f"a TIFF of {page.bitspersample} bits with the photometric interpretation {page.photometric!r}; "
+            f"a TIFF of {page.bitspersample} bits with the photometric interpretation {_named(page.photometric)}; "
             f"{wanted.bits} bits, and 0 for black, or red, green and blue, are read"
         )
     offsets, counts = page.dataoffsets, page.databytecounts
@@ -151,6 +152,10 @@ def _require_page(page: Any, wanted: PixelsConfig, size: int) -> None:
         raise BadImageError("a TIFF that ends early")
     if math.prod(page.chunks) > max(math.prod(page.shape), _LARGEST_TILE):
         raise BadImageError(f"a TIFF of tiles of {page.chunks}, which are larger than its image of {page.shape}")
+
+
+def _named(code: Any) -> str:
+    return str(getattr(code, "name", code))
 
 
 def _read_npy(data: bytes, wanted: PixelsConfig, max_pixels: int) -> NDArray[Any]:
