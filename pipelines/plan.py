@@ -62,7 +62,11 @@ def make_plan(config: RunConfig, listing: str | None, environment: Environment) 
     earlier = latest_tasks(environment)
     dataset = known_dataset(listing, environment)
     steps = [Step("preflight", False, "always: it looks at the outside world", "")]
-    told = "always, in a moment: the source is unchanged" if dataset else "the source is new or has changed"
+    told = (
+        "always, in a moment: the source is unchanged"
+        if dataset
+        else "the source, its labels or data's settings are new"
+    )
     steps.append(Step("shard", False, told, ""))
     prints: dict[str, str] = {}
     running: set[str] = set()

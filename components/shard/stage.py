@@ -16,7 +16,7 @@ from tenfold.config import DataConfig
 from tenfold.data.adopt import check_of
 from tenfold.data.build import finish, recorded
 from tenfold.data.inspect import inspect
-from tenfold.data.listing import list_images
+from tenfold.data.listing import list_images, told_kinds
 from tenfold.data.manifest import publish
 from tenfold.data.pack import open_packed
 from tenfold.data.pack import pack as pack_images
@@ -65,6 +65,10 @@ def plan(config: DataConfig, environment: Environment, reporter: Reporter) -> li
     with tempfile.TemporaryDirectory() as folder:
         listing = list_images(source, config, Path(folder) / "listing")
         made = make_plan(listing, config, store, source.uri)
+    if listing.passed:
+        reporter.note(
+            f"{count(sum(listing.passed.values()), 'file')} passed over, no images: {told_kinds(listing.passed)}"
+        )
     new = sum(partition.images for partition in made.partitions)
     if made.changes is not None and (new or made.changes.removed):
         removed = count(made.changes.removed, "removed image")
@@ -124,7 +128,8 @@ def run(config: DataConfig, inputs: Inputs, outputs: Outputs, work: Work) -> Add
     if alike:
         first = f"{alike[0]['train']} and {alike[0]['test']}"
         work.reporter.warn(
-            f"{count(len(alike), 'test image')} may be seen in training, in another size or compression ({first} look "
+            f"{count(len({each['test'] for each in alike}), 'test image')} may be seen in training, in another size or "
+            f"compression ({first} look "
             f"alike); tenfold data inspect {dataset.uri} lists them"
         )
     summary = {"dataset": dataset.uri, "classes": manifest.classes, "counts": counts, **equal,

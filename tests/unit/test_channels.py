@@ -37,6 +37,7 @@ from tenfold.config import (
 from tenfold.data.build import build_dataset
 from tenfold.data.channels import Raw, as_rgb, encode_npy, read_channels
 from tenfold.data.decode import examine
+from tenfold.data.listing import list_images
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import open_source
@@ -213,6 +214,19 @@ def test_the_plan_of_a_run_names_its_views_as_the_run_does() -> None:
     assert wired["pretrain"]["views"] == digest(views.contrastive.encoded())
     assert wired["evaluate"]["evaluation"] == digest(views.evaluation.encoded())
     assert views.contrastive.pixels == FOUR
+
+
+def test_files_that_are_no_images_by_their_names_are_counted_and_npy_has_a_hint(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 4, 16)
+    (tmp_path / "images" / "a" / "notes.txt").write_text("x")
+    source = open_source(str(tmp_path / "images"))
+    assert list_images(source, DataConfig(), tmp_path / "plain").passed == {".npy": 12, ".txt": 1}
+    assert list_images(source, DataConfig(pixels=FOUR), tmp_path / "four").passed == {".txt": 1}
+    for path in (tmp_path / "images").rglob("*"):
+        if path.suffix in {".tif", ".png"}:
+            path.unlink()
+    with pytest.raises(DataError, match=r"12 \.npy, 1 \.txt.*NPY is read with data\.pixels"):
+        list_images(source, DataConfig(), tmp_path / "none")
 
 
 # --- from a folder to views and predictions ---------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_digits_are_1797_images_of_ten_classes() -> None:
 
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     place(tmp_path, ["a.txt", "b.csv"])
-    with pytest.raises(DataError, match=r"no images among 2 files in file://.*expected \.jpg"):
+    with pytest.raises(DataError, match=r"no images among 2 files \(1 .csv, 1 .txt\) in file://.*expected \.jpg"):
         annotated(tmp_path)
     with pytest.raises(DataError, match=r"no images in file://"):
         annotated(tmp_path / "absent")

@@ -268,7 +268,10 @@ def _download(model: str, folder: Path) -> Path:
 
     name, separator, which = model.partition("@") if "@" in model else model.partition("/")
     environment = Environment.read()
-    missing = f"no model '{name}' is registered; `tenfold run` registers one, or give --student FOLDER"
+    missing = (
+        f"no model '{name}' is registered; `tenfold run` registers one under promote.model: give --model that name, or "
+        "--student FOLDER"
+    )
     if environment.tracking_uri.startswith("sqlite:///") and not Path(environment.tracking_uri[10:]).is_file():
         raise DataError(missing)  # MLflow would make an empty one
     registry = Registry(environment, name)

@@ -66,6 +66,8 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     console.print(f"{count(len(alike), 'pair')} of a training and a test image that look alike")
     for pair in alike[:10]:
         console.print(f"  {pair['train']}  ~  {pair['test']}  ({pair['bits']} of 64 bits differ)", highlight=False)
+    if len(alike) > 10:
+        console.print(f"  … and {len(alike) - 10} more; --json lists them all", highlight=False)
     console.print(f"{count(len(facts['quarantined']), 'image')} quarantined")
     for each in facts["quarantined"][:10]:
         console.print(f"  {each['path']}: {each['reason']}", highlight=False)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tenfold.config import DataConfig
@@ -22,6 +23,8 @@ from tenfold.errors import DataError
 from tenfold.fingerprint import canonical_json, digest
 
 _BITS = 8
+#: Endings that are told apart.
+_KINDS = 100
 #: Lists that wait in memory.
 _IN_MEMORY = 100_000
 
@@ -76,6 +79,7 @@ class Listing:
     Attributes:
         count: how many.
         classes: that a training image may keep its label of, by name.
+        passed: files that are no images by their names' endings, by ending.
         own_test: whether the source has a test split of its own.
         digest: of all rows, whatever their order.
         complete: False where the listing was cut at a limit, so that nothing is known of the rest.
@@ -84,6 +88,7 @@ class Listing:
     complete: bool
     _rows: Buckets
     count: int = 0
+    passed: Counter[str] = field(default_factory=Counter)
     classes: set[str] = field(default_factory=set)
     own_test: bool = False
     _sum: int = 0
@@ -151,11 +156,13 @@ def list_images(source: Source, config: DataConfig, folder: Path, limit: int | N
     raw, said = Buckets(folder / "listed"), Buckets(folder / "said")
     files, count, suffixes = 0, 0, image_suffixes(config.pixels)
     foreign: list[str] = []
+    passed: Counter[str] = Counter()
     splits = others = False
     complete = True
     for entry in source.list():
         files += 1
         if not entry.key.lower().endswith(suffixes):
+            passed[PurePosixPath(entry.key).suffix.lower() if len(passed) < _KINDS else "…"] += 1
             continue
         if not _is_text(entry.key):
             foreign.append(entry.key)
@@ -173,11 +180,12 @@ def list_images(source: Source, config: DataConfig, folder: Path, limit: int | N
     if foreign:
         raise DataError(f"{source.uri}: {len(foreign)} file names are no UTF-8; rename them: {foreign[:10]}")
     if not count:
-        found = f" among {files} files" if files else ""
-        raise DataError(f"no images{found} in {source.uri}; expected {', '.join(suffixes[:4])}, … files")
+        found = f" among {files} files ({told_kinds(passed)})" if files else ""
+        hint = "; NPY is read with data.pixels (--preset multichannel)" if ".npy" in passed else ""
+        raise DataError(f"no images{found} in {source.uri}; expected {', '.join(suffixes[:4])}, … files{hint}")
     for line in table or ():
         said.add(line)
-    listing = Listing(complete, Buckets(folder / "joined"))
+    listing = Listing(complete, Buckets(folder / "joined"), passed=passed)
     for entries, lines in zip(raw, said, strict=True):
         by_split = splits and not others
         rows = table.join(entries, lines) if table else (by_layout(*entry, by_split=by_split) for entry in entries)
@@ -188,6 +196,11 @@ def list_images(source: Source, config: DataConfig, folder: Path, limit: int | N
     if complete and labels:
         labels.finish()
     return listing
+
+
+def told_kinds(passed: Counter[str]) -> str:
+    """Return how many files of which endings there are, for people."""
+    return ", ".join(f"{number} {ending or 'without an ending'}" for ending, number in passed.most_common(5))
 
 
 def _is_text(name: str) -> bool:

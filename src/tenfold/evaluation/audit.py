@@ -32,9 +32,11 @@ def doubtful(
 ) -> list[tuple[int, int, float]]:
     """Return (number, suggested class, margin) of the labels that the others contradict, the worst first.
 
-    Each label is left out in turn; its ``neighbours`` nearest labelled images by cosine vote. The margin is the
-    suggested class's share of the vote less the label's own.
+    Each label is left out in turn; its ``neighbours`` nearest labelled images by cosine vote, and no more than the
+    rarest class has besides, since it would be outvoted by number alone. The margin is the suggested class's share of
+    the vote less the label's own.
     """
+    neighbours = min(neighbours, max(1, int(np.unique(labels, return_counts=True)[1].min()) - 1))
     votes = leave_one_out(features, labels, neighbours)
     own = votes[np.arange(len(labels)), labels]
     margins = votes.max(1) - own
