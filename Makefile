@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data compiled clean
+.PHONY: help setup demo test test-all lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train compiled clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ bench-ablations: $(STAMP)  ## SimCLRv2's ablations on digits; goes on where it w
 bench-data: $(STAMP)  ## packing, views and reading against their peers: PHOTOGRAPHS=….tar CIFAR10=….tar
 	$(BIN)/pip install --quiet -c docker/constraints.txt -e .[bench]
 	$(BIN)/python benchmarks/data.py $(PHOTOGRAPHS) $(CIFAR10)
+
+bench-train: $(STAMP)  ## the contrastive loss against its peers
+	$(BIN)/pip install --quiet -c docker/constraints.txt -e .[bench]
+	$(BIN)/python benchmarks/train.py
 
 bench-views: $(STAMP)  ## how exact the views are
 	$(BIN)/python benchmarks/views.py

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tenfold.losses import nt_xent as tiled
 from tenfold.losses.distillation import distillation, sharpen, soften
 from tenfold.losses.nt_xent import nt_xent
 from tenfold.losses.self_training import align, pseudo_label_loss, update_running
@@ -61,6 +62,42 @@ def test_nt_xent_of_a_vanished_projection_is_finite_in_value_and_gradient() -> N
     assert loss.isfinite()
     assert first.grad is not None
     assert first.grad.isfinite().all()
+
+
+def plain(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """NT-Xent by the whole matrices, as the official code has it."""
+    a, b = F.normalize(first), F.normalize(second)
+    target, itself = torch.arange(len(a)), torch.eye(len(a), dtype=torch.bool)
+    ab, aa = a @ b.T / temperature, (a @ a.T / temperature).masked_fill(itself, -torch.inf)
+    bb = (b @ b.T / temperature).masked_fill(itself, -torch.inf)
+    one, other = torch.cat([ab, aa], 1), torch.cat([ab.T, bb], 1)
+    return F.cross_entropy(one, target) + F.cross_entropy(other, target), (ab.argmax(1) == target).float().mean()
+
+
+@pytest.mark.parametrize("tile", [3, 8, 512])
+@pytest.mark.parametrize("temperature", [0.002, 0.1, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 8, 21])
+def test_the_tiles_give_the_whole_matrix_loss_and_gradient(
+    monkeypatch: pytest.MonkeyPatch, count: int, temperature: float, tile: int
+) -> None:
+    """In float64; at the lowest temperature rows are shifted one by one."""
+    monkeypatch.setattr(tiled, "TILE", tile)
+    pairs = [[draw(count, 5, seed=seed).requires_grad_() for seed in (0, 1)] for _ in range(2)]
+    loss, accuracy = nt_xent(*pairs[0], temperature)
+    expected, share = plain(*pairs[1], temperature)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    assert accuracy == share
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_autocast_does_not_lower_the_losss_precision() -> None:
+    first, second = draw(40, 16).float(), draw(40, 16, seed=1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = nt_xent(first, second, 0.1).loss
+    assert lowered == nt_xent(first, second, 0.1).loss
 
 
 def test_contrastive_accuracy_counts_the_positives_that_are_most_similar() -> None:

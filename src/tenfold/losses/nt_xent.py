@@ -1,14 +1,23 @@
-"""NT-Xent, the contrastive loss of SimCLR (section 2.1, equation 1)."""
+"""NT-Xent, the contrastive loss of SimCLR (section 2.1, equation 1), without the matrix of all similarities.
+
+Similarities are computed a tile at a time and dropped, in the forward pass and again in the backward pass, so that memory
+grows with the number of views and not with its square.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tenfold.ranks import gather_with_gradient, rank
+from tenfold.ranks import all_gather, rank, world_size
+
+#: Rows and columns of a tile: 4 MiB in float32. Smaller ones keep threads waiting for each other.
+TILE = 1024
+#: Up to this range of similarities one shift serves all rows: their exponentials do not vanish in float32.
+_RANGE = 80.0
 
 
 class NTXent(NamedTuple):
@@ -43,15 +52,144 @@ def nt_xent(
             the mean over 2N that other libraries use, half of it.
         normalize: scale the projections to length 1 (the paper's cosine similarity).
 
+    It is computed in float32 at least, whatever autocast says.
     Source: the official implementation's ``objective.py``.
     """
-    a, b = (unit(first), unit(second)) if normalize else (first, second)
-    every_a, every_b = gather_with_gradient(a), gather_with_gradient(b)
-    target = torch.arange(len(a), device=a.device) + rank() * len(a)
-    itself = F.one_hot(target, len(every_a)).bool()
-    ab, ba = a @ every_b.T / temperature, b @ every_a.T / temperature
-    aa = (a @ every_a.T / temperature).masked_fill(itself, -1e9)
-    bb = (b @ every_b.T / temperature).masked_fill(itself, -1e9)
-    loss = F.cross_entropy(torch.cat([ab, aa], 1), target) + F.cross_entropy(torch.cat([ba, bb], 1), target)
-    accuracy = (ab.argmax(1) == target).float().mean()
-    return NTXent(loss if reduction == "per_pair" else loss / 2, accuracy)
+    with torch.autocast(first.device.type, enabled=False):
+        views = torch.cat([first, second])
+        views = views if views.dtype == torch.float64 else views.float()
+        views = unit(views) if normalize else views
+        bounded = normalize and 2 / temperature <= _RANGE and world_size() == 1
+        tiled: Any = _Triangle if bounded else _Rows
+        weight = (1.0 if reduction == "per_pair" else 0.5) / len(first)
+        return NTXent(*tiled.apply(views, temperature, weight))
+
+
+def _blocks(views: int) -> list[slice]:
+    """Return slices of at most :data:`TILE` of 2n views; none holds both of an image's."""
+    half = views // 2
+    starts = [(view, start) for view in (0, half) for start in range(0, half, TILE)]
+    return [slice(view + start, view + min(start + TILE, half)) for view, start in starts]
+
+
+def _positives(z: Tensor) -> Tensor:
+    """Return each row's positive: the other view of its image."""
+    return z.roll(len(z) // 2, 0)
+
+
+class _Accuracy:
+    """Counts the first views whose positive is the most similar of the second views."""
+
+    def __init__(self, z: Tensor) -> None:
+        self._own, self._best = z.new_empty(len(z) // 2), z.new_full((len(z) // 2,), -torch.inf)
+
+    def see(self, rows: slice, tile: Tensor, *, own: bool) -> None:
+        """Take in similarities of first views to second views; ``own``: their positives are the diagonal."""
+        self._best[rows] = torch.maximum(self._best[rows], tile.amax(1))
+        if own:
+            self._own[rows] = tile.diagonal()
+
+    def share(self) -> Tensor:
+        return (self._own >= self._best).float().mean()
+
+
+class _Triangle(torch.autograd.Function):
+    """On one rank, of rows of length 1: similarities are symmetric and at most 1/tau, so half of the tiles suffice."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, temperature: float, weight: float) -> tuple[Tensor, Tensor]:
+        scale, half = 1 / temperature, len(z) // 2
+        total, accuracy = z.new_zeros(len(z)), _Accuracy(z)
+        for rows, columns, tile in _Triangle.tiles(z, scale):
+            if rows.start < half <= columns.start:
+                accuracy.see(rows, tile, own=columns.start == rows.start + half)
+            total[rows] += tile.sum(1)
+            if rows != columns:
+                total[columns] += tile.sum(0)
+        ctx.save_for_backward(z, total)
+        ctx.scale, ctx.weight = scale, weight
+        losses = total.log() + scale - (z * _positives(z)).sum(1) * scale
+        share = accuracy.share()
+        ctx.mark_non_differentiable(share)
+        return losses.sum() * weight, share
+
+    @staticmethod
+    def tiles(z: Tensor, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield exp((sim - 1)/tau) of each pair of blocks once, 0 for a view with itself; the next overwrites it."""
+        blocks, room = _blocks(len(z)), z.new_empty(TILE * TILE)
+        for place, rows in enumerate(blocks):
+            for columns in blocks[place:]:
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                tile = room[: shape[0] * shape[1]].view(shape)
+                torch.mm(z[rows], z[columns].T, out=tile)
+                tile.sub_(1).mul_(scale).exp_()
+                if rows == columns:
+                    tile.fill_diagonal_(0)
+                yield rows, columns, tile
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        z, total = ctx.saved_tensors
+        share, made, room = ctx.weight / total, torch.zeros_like(z), z.new_empty(TILE * TILE)
+        for rows, columns, tile in _Triangle.tiles(z, ctx.scale):
+            both = room[: tile.numel()].view(tile.shape)
+            torch.add(share[rows, None], share[None, columns], out=both)
+            tile.mul_(both)
+            made[rows].addmm_(tile, z[columns])
+            if rows != columns:
+                made[columns].addmm_(tile.T, z[rows])
+        made.sub_(_positives(z), alpha=2 * ctx.weight)
+        return made.mul_(ctx.scale * grads[0]), None, None
+
+
+class _Rows(torch.autograd.Function):
+    """This rank's rows with the views of all ranks, each row shifted by its own largest similarity."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, temperature: float, weight: float) -> tuple[Tensor, Tensor]:
+        scale, every, half = 1 / temperature, all_gather(z), len(z) // 2
+        least = torch.finfo(z.dtype).min  # not -inf: a row may meet itself alone first
+        most, total, accuracy = z.new_full((len(z),), least), z.new_zeros(len(z)), _Accuracy(z)
+        for rows, columns, tile in _Rows.tiles(z, every, scale):
+            own = columns.start == rank() * len(z) + rows.start + half
+            if rows.start < half <= columns.start % len(z):
+                accuracy.see(rows, tile, own=own)
+            grown = torch.maximum(most[rows], tile.amax(1))
+            total[rows] = total[rows] * (most[rows] - grown).exp() + tile.sub_(grown[:, None]).exp_().sum(1)
+            most[rows] = grown
+        ctx.save_for_backward(z, every, most + total.log())
+        ctx.scale, ctx.weight = scale, weight
+        losses = most + total.log() - (z * _positives(z)).sum(1) * scale
+        share = accuracy.share()
+        ctx.mark_non_differentiable(share)
+        return losses.sum() * weight, share
+
+    @staticmethod
+    def tiles(z: Tensor, every: Tensor, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield sim/tau of each pair of blocks, -inf for a view with itself; the next overwrites it."""
+        blocks, room = _blocks(len(z)), z.new_empty(TILE * TILE)
+        first = rank() * len(z)
+        for rows in blocks:
+            for start in range(0, len(every), len(z)):
+                for block in blocks:
+                    columns = slice(start + block.start, start + block.stop)
+                    shape = (rows.stop - rows.start, columns.stop - columns.start)
+                    tile = room[: shape[0] * shape[1]].view(shape)
+                    torch.mm(z[rows], every[columns].T, out=tile)
+                    tile.mul_(scale)
+                    if columns.start == first + rows.start:
+                        tile.fill_diagonal_(-torch.inf)
+                    yield rows, columns, tile
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        z, every, level = ctx.saved_tensors
+        weight = grads[0].expand(len(z)) * ctx.weight
+        levels, weights = all_gather(level), all_gather(weight)  # so that no gradient of the size of the views is sent
+        made = torch.zeros_like(z)
+        for rows, columns, tile in _Rows.tiles(z, every, ctx.scale):
+            as_key = (tile - levels[columns]).exp_().mul_(weights[columns])
+            tile.sub_(level[rows, None]).exp_().mul_(weight[rows, None]).add_(as_key)
+            made[rows].addmm_(tile, every[columns])
+        made.sub_(_positives(z) * (2 * weight[:, None]))
+        return made.mul_(ctx.scale), None, None
