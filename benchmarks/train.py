@@ -1,8 +1,8 @@
 """The training engine side by side with its peers. So far: NT-Xent, forward and backward, in time and memory.
 
-Each measurement is a process of its own with the same number of threads, the sides in turn, several times over; a ratio is
-the median of the paired ratios. The peers are lightly's NTXentLoss and the whole matrices by torch's cross-entropy. Extra
-memory is what the process's peak grows by over the first forward and backward pass. Install lightly with
+Each measurement is a process of its own with the same number of threads, the sides in turn, several times over; a ratio
+is the median of the paired ratios. The peers are lightly's NTXentLoss and the whole matrices by torch's cross-entropy.
+Extra memory is what the process's peak grows by over the first forward and backward pass. Install lightly with
 ``pip install -e .[bench]``.
 """
 

@@ -1,7 +1,7 @@
 """NT-Xent, the contrastive loss of SimCLR (section 2.1, equation 1), without the matrix of all similarities.
 
-Similarities are computed a tile at a time and dropped, in the forward pass and again in the backward pass, so that memory
-grows with the number of views and not with its square.
+Similarities are computed a tile at a time and dropped, in the forward pass and again in the backward pass, so that
+memory grows with the number of views and not with its square.
 """
 
 from __future__ import annotations
