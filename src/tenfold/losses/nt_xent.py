@@ -128,7 +128,7 @@ class _Triangle(torch.autograd.Function):
                 yield rows, columns, tile
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         z, total = ctx.saved_tensors
         share, made, room = ctx.weight / total, torch.zeros_like(z), z.new_empty(TILE * TILE)
         for rows, columns, tile in _Triangle.tiles(z, ctx.scale):
@@ -182,7 +182,7 @@ class _Rows(torch.autograd.Function):
                     yield rows, columns, tile
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         z, every, level = ctx.saved_tensors
         weight = grads[0].expand(len(z)) * ctx.weight
         levels, weights = all_gather(level), all_gather(weight)  # so that no gradient of the size of the views is sent
