@@ -44,6 +44,13 @@ class NonFiniteError(TenfoldError):
     """A loss or a gradient became NaN or infinite; training stopped before the update."""
 
 
+class InterruptedTrainingError(TenfoldError):
+    """The process was told to end, and a checkpoint holds what was done."""
+
+    #: EX_TEMPFAIL of sysexits.h: the same again goes on.
+    exit_code = 75
+
+
 class TrackingError(TenfoldError):
     """MLflow could not be reached or refused."""
 

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from tenfold import __version__
 from tenfold.data.manifest import dataset_digest
 from tenfold.environment import Environment
-from tenfold.errors import ConfigError, DataError, TenfoldError, first_fault, redact
+from tenfold.errors import ConfigError, DataError, InterruptedTrainingError, TenfoldError, first_fault, redact
 from tenfold.fingerprint import canonical_json, digest, fingerprint, source_digest
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
@@ -103,7 +103,7 @@ class Attempt:
             print(f"{self._stage}: {message}", file=sys.stderr)
         try:
             self.tracker.tags({"tenfold.error": message[:4000]})
-            self.tracker.finish("FAILED")
+            self.tracker.finish("KILLED" if isinstance(error, InterruptedTrainingError) else "FAILED")
         except TenfoldError as second:
             self.reporter.warn(str(second))
         sys.exit(error.exit_code if isinstance(error, TenfoldError) else 1)

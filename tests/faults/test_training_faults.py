@@ -26,6 +26,7 @@ from pathlib import Path
 from tenfold.components.finetune.stage import Inputs, Outputs, run
 from tenfold.config import BaselineConfig, OptimizerConfig, ResNetConfig
 from tenfold.environment import Environment
+from tenfold.errors import InterruptedTrainingError
 from tenfold.progress import Reporter
 from tenfold.storage import FileStore
 from tenfold.work import Work
@@ -43,13 +44,24 @@ class Mortal(FileStore):
             os.kill(os.getpid(), signal.SIGKILL)
         super().write(key, data)
 
-environment = replace(Environment.read(), run_id=run_id, device="cpu", threads=1, checkpoint_seconds=0.0)
-work = Work("baseline", "f" * 64, Mortal(Path(store)), environment, Reporter("baseline"))
+class Warned(Reporter):
+    def progress(self, phase, done, *rest, **figures):
+        if done == int(os.environ.get("TEST_SIGTERM", "0")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().progress(phase, done, *rest, **figures)
+
+every = float(os.environ.get("TEST_EVERY", "0"))
+environment = replace(Environment.read(), run_id=run_id, device="cpu", threads=1, checkpoint_seconds=every)
+work = Work("baseline", "f" * 64, Mortal(Path(store)), environment, Warned("baseline"))
 config = BaselineConfig(
     steps=int(steps), batch_size=8, average=0.9, network=ResNetConfig(depth=10, width=0.125),
     optimizer=OptimizerConfig(learning_rate=float(os.environ.get("TEST_RATE", "0.1"))),
 )
-run(config, Inputs(dataset, view, evaluation, None), Outputs(Path(output)), work)
+try:
+    run(config, Inputs(dataset, view, evaluation, None), Outputs(Path(output)), work)
+except InterruptedTrainingError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
 """
 
 STEPS = 8
@@ -69,12 +81,14 @@ class Trainer:
         ]
         self._dataset, self.folder = dataset, folder
 
-    def __call__(self, name: str, store: str, kill: int = 0, rate: float = 0.1) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, name: str, store: str, kill: int = 0, rate: float = 0.1, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         command = [
             sys.executable, "-c", _TRAIN, self._dataset.uri, *self._views, str(self.folder / name),
             str(self.folder / store), name, str(STEPS), str(kill),
         ]  # fmt: skip
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "TEST_RATE": str(rate)}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "TEST_RATE": str(rate), **environment}
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
 
     def result(self, name: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -112,6 +126,24 @@ def test_a_training_killed_with_sigkill_while_it_writes_a_checkpoint_ends_bit_fo
     assert other.returncode == 0, other.stderr
     assert "goes on from the checkpoint of step 5 of 8" in other.stderr
     train.assert_same("straight", "other-run")
+
+
+def test_sigterm_finishes_the_step_saves_it_and_exits_with_the_status_for_again(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    """F3. No checkpoint is due by its time, so what is there is what the signal made."""
+    train = Trainer(digits, tmp_path, "dali")
+    seldom = {"TEST_EVERY": "1000"}
+    assert train("straight", "straight-store", **seldom).returncode == 0
+    ended = train("ended", "store", TEST_SIGTERM="3", **seldom)
+    assert ended.returncode == 75
+    assert "told to end after step 3 of 8, which a checkpoint holds" in ended.stderr
+    assert [path.parent.name for path in checkpoints(tmp_path / "store")] == ["000000003"]
+    assert not (tmp_path / "ended").exists()
+    last = train("ended", "store", TEST_SIGTERM=str(STEPS), **seldom)  # nothing is left to do again
+    assert last.returncode == 0, last.stderr
+    assert "goes on from the checkpoint of step 3 of 8" in last.stderr
+    train.assert_same("straight", "ended")
 
 
 def test_a_flipped_bit_in_the_newest_checkpoint_goes_back_to_the_one_before_and_says_so(

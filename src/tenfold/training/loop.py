@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from tenfold.augment.stream import Batch, ViewStream
 from tenfold.config import Length, TrainConfig
-from tenfold.errors import NonFiniteError
+from tenfold.errors import InterruptedTrainingError, NonFiniteError
 from tenfold.fingerprint import canonical_json
 from tenfold.optim.build import build_optimizer, peak_rate, rate_at
 from tenfold.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
@@ -65,6 +68,7 @@ def fit(
 
     Raises:
         NonFiniteError: the loss or a gradient is NaN or infinite; nothing was updated by it.
+        InterruptedTrainingError: SIGTERM came; the step at work was finished and saved.
     """
     objective.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective.train()
@@ -83,41 +87,61 @@ def fit(
     window = _window(saved, device)
     began = last_saved = time.monotonic()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, length, peak)
-        batches = {name: next(stream) for name, stream in opened.items()}
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss, figures = objective.loss(batches)
-        loss.backward()  # type: ignore[no-untyped-call]
-        size = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(loss + size):
-            _stop(work, step, float(loss.detach()), float(size), batches)
-        optimizer.step()
-        objective.after_step()
-        window.append({"loss": loss.detach(), **figures, "gradient_norm": size})
-        observed = objective.observe(step + 1, steps)
-        if (step + 1) % every == 0 or step + 1 == steps or observed:
-            means = {key: float(torch.stack([f[key] for f in window]).mean()) for key in window[0]}
-            means |= {"learning_rate": optimizer.param_groups[0]["lr"], **observed}
-            history.append({"step": step + 1, **means})
-            work.tracker.metrics(means, step + 1)
-            window = []
-        work.reporter.progress(
-            phase,
-            step + 1,
-            steps,
-            "views",
-            _views(batches),
-            **({"loss": history[-1]["loss"]} if history else {}),
-        )
-        values = {"history": history, "spent": time.monotonic() - began + sum(work.spent)}
-        if step + 1 == steps or time.monotonic() - last_saved > work.environment.checkpoint_seconds:
-            save_checkpoint(work, _capture(step + 1, objective, optimizer, opened, window, values))
-            began = last_saved = time.monotonic()
+    with _told_to_end() as told:
+        for step in range(start, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, length, peak)
+            batches = {name: next(stream) for name, stream in opened.items()}
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                loss, figures = objective.loss(batches)
+            loss.backward()  # type: ignore[no-untyped-call]
+            size = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if not torch.isfinite(loss + size):
+                _stop(work, step, float(loss.detach()), float(size), batches)
+            optimizer.step()
+            objective.after_step()
+            window.append({"loss": loss.detach(), **figures, "gradient_norm": size})
+            observed = objective.observe(step + 1, steps)
+            if (step + 1) % every == 0 or step + 1 == steps or observed:
+                means = {key: float(torch.stack([f[key] for f in window]).mean()) for key in window[0]}
+                means |= {"learning_rate": optimizer.param_groups[0]["lr"], **observed}
+                history.append({"step": step + 1, **means})
+                work.tracker.metrics(means, step + 1)
+                window = []
+            work.reporter.progress(
+                phase,
+                step + 1,
+                steps,
+                "views",
+                _views(batches),
+                **({"loss": history[-1]["loss"]} if history else {}),
+            )
+            values = {"history": history, "spent": time.monotonic() - began + sum(work.spent)}
+            due = time.monotonic() - last_saved > work.environment.checkpoint_seconds
+            if step + 1 == steps or due or told.is_set():
+                save_checkpoint(work, _capture(step + 1, objective, optimizer, opened, window, values))
+                began = last_saved = time.monotonic()
+            if told.is_set() and step + 1 < steps:
+                raise InterruptedTrainingError(
+                    f"told to end after step {step + 1} of {steps}, which a checkpoint holds; the same again goes on"
+                )
     objective.eval()
     return history
+
+
+@contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM sets, instead of ending the process there and then."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _views(batches: Mapping[str, Batch]) -> int:
