@@ -15,6 +15,10 @@ from pathlib import Path
 
 from tenfold.errors import ConfigError
 
+# MLflow's telemetry sets and removes a variable of the environment in several threads, and now and then a call to the
+# tracking server fails by it.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 
 @dataclass(frozen=True)
 class Environment:
