@@ -4,7 +4,10 @@ from kfp import dsl
 
 
 def pretrain(config: str, dataset: str, watched: str, views: str, evaluation: str, encoder: dsl.Output[dsl.Model]):
-    """Pretrain encoder and projection head on all training images, without labels (SimCLR)."""
+    """Pretrain encoder and projection head on all training images, without labels (SimCLR).
+
+    ``watched`` is empty unless labelled images tell how well the features do.
+    """
     from tenfold.execution import execute
 
     inputs = {"dataset": dataset, "watched": watched or None, "views": views, "evaluation": evaluation}

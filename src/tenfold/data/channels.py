@@ -1,7 +1,7 @@
 """Images that are no 8-bit RGB: any number of channels, 8 or 16 bits each, as PNG, TIFF or NumPy's NPY.
 
 They are kept as the bytes they were, and read by imagecodecs (PNG), tifffile (TIFF, with imagecodecs for what is
-compressed) and from NPY's plain header. Their channels stand as they are stored: nothing is blended, no rotation tag
+compressed) and by NPY's header. Their channels stand as they are stored: nothing is blended, no rotation tag
 is applied, and a PNG with a palette is refused.
 """
 
@@ -45,7 +45,7 @@ def read_channels(data: bytes, wanted: PixelsConfig, max_pixels: int = 64_000_00
     Args:
         data: an encoded image.
         wanted: what it must have.
-        max_pixels: at most this many, by its header.
+        max_pixels: at most the bytes that so many pixels of 8-bit RGB would take, by its header.
 
     Returns:
         (height, width, channels), uint8 or uint16; and the extension of ``data``: ``png``, ``tif`` or ``npy``.
