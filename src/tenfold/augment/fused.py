@@ -406,25 +406,13 @@ def _pointer(typingctx: Any, address: Any) -> Any:
 
 @_compiled
 def _batch(
-    addresses: NDArray[np.uint64], shapes: NDArray[np.int64], kinds: NDArray[np.int64], limits: NDArray[np.float64],
-    p: NDArray[np.float32], out: NDArray[np.float32], first: int, step: int,
+    addresses: NDArray[np.uint64], shapes: NDArray[np.int64], like: Raw, kinds: NDArray[np.int64],
+    limits: NDArray[np.float64], p: NDArray[np.float32], out: NDArray[np.float32], first: int, step: int,
 ) -> None:  # fmt: skip
-    """Make the views of every ``step``-th image from ``first`` on."""
+    """Make the views of every ``step``-th image from ``first`` on; their values are of the type of ``like``."""
     for number in range(first, len(addresses), step):
         shape = (shapes[number, 0], out.shape[1] * shapes[number, 1])
-        pixels = numba.carray(_pointer(addresses[number]), shape, np.uint8)
-        _view(pixels, kinds, limits, p[number], out[number])
-
-
-@_compiled
-def _batch_of_16_bits(
-    addresses: NDArray[np.uint64], shapes: NDArray[np.int64], kinds: NDArray[np.int64], limits: NDArray[np.float64],
-    p: NDArray[np.float32], out: NDArray[np.float32], first: int, step: int,
-) -> None:  # fmt: skip
-    """Do as :func:`_batch`; a function of its own, so that it is compiled where it is needed."""
-    for number in range(first, len(addresses), step):
-        shape = (shapes[number, 0], out.shape[1] * shapes[number, 1])
-        pixels = numba.carray(_pointer(addresses[number]), shape, np.uint16)
+        pixels = numba.carray(_pointer(addresses[number]), shape, like.dtype)
         _view(pixels, kinds, limits, p[number], out[number])
 
 
@@ -453,7 +441,7 @@ class FusedView:
         chosen = evaluation or view
         kind = chosen.pixels if chosen else None
         self._channels = channels_of(kind)
-        self._batch = _batch_of_16_bits if kind is not None and kind.bits == 16 else _batch
+        self._like: Raw = np.empty(0, np.uint16 if kind is not None and kind.bits == 16 else np.uint8)
         sampling, self._limits = window_of(view, evaluation)
         resized = evaluation or (None if view is None else view.crop)
         cubic = resized is not None and resized.interpolation == "cubic"
@@ -483,7 +471,7 @@ class FusedView:
         nothing = np.zeros((len(addresses), 0))
         p, out = parameters(self._view, self._size, nothing if drawn is None else drawn), made.numpy()
         parts = [
-            pool.submit(self._batch, addresses, shapes, self._kinds, self._limits, p, out, first, threads)
+            pool.submit(_batch, addresses, shapes, self._like, self._kinds, self._limits, p, out, first, threads)
             for first in range(threads)
         ]
         for part in parts:
