@@ -441,7 +441,8 @@ class FusedView:
         chosen = evaluation or view
         kind = chosen.pixels if chosen else None
         self._channels = channels_of(kind)
-        self._like: Raw = np.empty(0, np.uint16 if kind is not None and kind.bits == 16 else np.uint8)
+        wide = kind is not None and kind.bits == 16
+        self._like: Raw = np.empty(0, np.uint16) if wide else np.empty(0, np.uint8)
         sampling, self._limits = window_of(view, evaluation)
         resized = evaluation or (None if view is None else view.crop)
         cubic = resized is not None and resized.interpolation == "cubic"
