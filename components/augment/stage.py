@@ -135,7 +135,10 @@ def throughput(reader: SplitReader, spec: ViewSpec, device: torch.device, work: 
 
 
 def training_need(config: AugmentConfig, device: torch.device) -> float:
-    """Return how many views a second the pretraining network takes: forward and backward, measured for a second."""
+    """Return how many views a second the pretraining network takes: forward and backward, measured for a second.
+
+    With precision ``auto`` it is the faster of the two.
+    """
     feeds = config.feeds
     if feeds is None:
         return 0.0
@@ -144,19 +147,22 @@ def training_need(config: AugmentConfig, device: torch.device) -> float:
     shape = (min(feeds.batch_size, _NEED_BATCH), channels, config.image_size, config.image_size)
     views = torch.rand(shape, device=device)
 
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=feeds.precision == "bfloat16"):
+    def step(precision: str) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = model(views).float().square().mean()
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    step()
-    start, done = time.monotonic(), 0
-    while done == 0 or time.monotonic() - start < 1.0:
-        step()
-        done += len(views)
-    return done / (time.monotonic() - start)
+    rates = []
+    for precision in ("float32", "bfloat16") if feeds.precision == "auto" else (feeds.precision,):
+        step(precision)
+        start, done = time.monotonic(), 0
+        while done == 0 or time.monotonic() - start < 1.0:
+            step(precision)
+            done += len(views)
+        rates.append(done / (time.monotonic() - start))
+    return max(rates)
 
 
 def check_flip(config: AugmentConfig, reader: SplitReader, spec: ViewSpec, work: Work) -> tuple[str, Recognised] | None:

@@ -19,10 +19,12 @@ from tenfold.data.manifest import Dataset, open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.models.heads import Classifier
-from tenfold.models.saved import build, load_classifier, save
+from tenfold.models.saved import build, load_classifier
+from tenfold.ranks import share, world_size
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
 from tenfold.training.objectives import Distillation
+from tenfold.training.result import save_result
 from tenfold.work import Work
 
 CONFIGS = {"distill": DistillConfig}
@@ -84,10 +86,11 @@ def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     if config.images == "labelled":
         row = {key: number for number, key in enumerate(unlabelled.keys)}
         soft, learned = soft[[row[key] for key in labelled.keys]], labelled
-    config = config.cut(len(learned))
-    streams = {"unlabelled": partial(ViewStream, learned, [spec], config.batch_size, seed, device, threads)}
+    config = config.cut(len(learned), world_size())
+    batch = share(config.batch_size, "distill.batch_size")
+    streams = {"unlabelled": partial(ViewStream, learned, [spec], batch, seed, device, threads)}
     if config.alpha < 1:
-        few = min(64, config.batch_size)
+        few = max(min(64 // world_size(), batch) // config.accumulate, 1) * config.accumulate
         streams["labelled"] = partial(ViewStream, labelled, [spec], few, seed + 1, device, threads)
     objective = Distillation(
         model,
@@ -98,10 +101,9 @@ def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
         config.alpha,
         config.average,
     )
-    history = fit(objective, streams, config, config.length(len(learned)), device, work)
-    save(outputs.student, objective.result(), description)
-    (outputs.student / "history.json").write_text(json.dumps(history))
-    work.tracker.artifact(outputs.student, "student")
+    length = config.length(len(learned))
+    history = fit(objective, streams, config, length, device, work, unlabelled.classes)
+    save_result(outputs.student, objective.result(), description, history, work)
 
 
 def _check_classes(whose: str, known: list[str], expected: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,12 @@ from tenfold.config import BaselineConfig, Description, FinetuneConfig, ResNetCo
 from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.models.heads import Classifier, SimCLRModel
-from tenfold.models.saved import build, load, save
+from tenfold.models.saved import build, load
+from tenfold.ranks import share, world_size
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
 from tenfold.training.objectives import Supervised
+from tenfold.training.result import save_result
 from tenfold.work import Work
 
 CONFIGS = {"finetune": FinetuneConfig, "baseline": BaselineConfig}
@@ -78,10 +79,9 @@ def run(config: SupervisedConfig, inputs: Inputs, outputs: Outputs, work: Work) 
         assert isinstance(config, FinetuneConfig)
         if config.frozen:
             model.freeze()
-    config = config.cut(len(reader))
-    stream = partial(ViewStream, reader, [spec], config.batch_size, seed, device, work.environment.threads)
+    config = config.cut(len(reader), world_size())
+    batch = share(config.batch_size, f"{work.stage}.batch_size")
+    stream = partial(ViewStream, reader, [spec], batch, seed, device, work.environment.threads)
     objective = Supervised(model, torch.from_numpy(reader.labels()), config.label_smoothing, config.average)
-    history = fit(objective, {"labelled": stream}, config, config.length(len(reader)), device, work)
-    save(outputs.classifier, objective.result(), description)
-    (outputs.classifier / "history.json").write_text(json.dumps(history))
-    work.tracker.artifact(outputs.classifier, "classifier")
+    history = fit(objective, {"labelled": stream}, config, config.length(len(reader)), device, work, reader.classes)
+    save_result(outputs.classifier, objective.result(), description, history, work)

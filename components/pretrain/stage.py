@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +18,14 @@ from tenfold.errors import DataError
 from tenfold.evaluation.inference import evaluation_images
 from tenfold.fingerprint import digest
 from tenfold.models.heads import SimCLRModel
-from tenfold.models.saved import DESCRIPTION, WEIGHTS, build, load, save
+from tenfold.models.saved import DESCRIPTION, WEIGHTS, build, load
+from tenfold.ranks import share, world_size
 from tenfold.storage import open_store
 from tenfold.training.device import prepare
-from tenfold.training.loop import History, fit
+from tenfold.training.loop import fit
 from tenfold.training.objectives import Contrastive
+from tenfold.training.result import save_result
+from tenfold.training.state import History
 from tenfold.training.watch import Watch
 from tenfold.work import Work
 
@@ -74,7 +76,7 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     assert isinstance(model, SimCLRModel)
     history: History = []
     if config.init is None or not config.init.skip:
-        config = config.cut(len(reader))
+        config = config.cut(len(reader), world_size())
         length = config.length(len(reader))
         _warn(config, len(reader), length, work)
         watch = None
@@ -83,16 +85,15 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
             labelled = SplitReader(open_dataset(inputs.watched), "labelled", work.cache)
             images = evaluation_images(labelled, evaluation)
             watch = Watch(model, images, labelled.labels(), config.watch, keep_best=config.keep == "best")
-        stream = partial(ViewStream, reader, [spec, spec], config.batch_size, seed, device, work.environment.threads)
+        batch = share(config.batch_size, "pretrain.batch_size")
+        stream = partial(ViewStream, reader, [spec, spec], batch, seed, device, work.environment.threads)
         objective = Contrastive(model, config.temperature, config.memory, watch)
         history = fit(objective, {"train": stream}, config, length, device, work)
         kept = objective.result()
         if kept is not model:
             work.reporter.note("an earlier point's features tell the labelled images better; that one is kept")
         model = kept
-    save(outputs.encoder, model, description)
-    (outputs.encoder / "history.json").write_text(json.dumps(history))
-    work.tracker.artifact(outputs.encoder, "encoder")
+    save_result(outputs.encoder, model, description, history, work)
 
 
 def _start(init: InitConfig, description: Description, work: Work) -> tuple[SimCLRModel, Description]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +15,12 @@ from tenfold.config import SelfTrainConfig
 from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
-from tenfold.models.saved import load_classifier, save
+from tenfold.models.saved import load_classifier
+from tenfold.ranks import share, world_size
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
 from tenfold.training.objectives import SelfTraining
+from tenfold.training.result import save_result
 from tenfold.work import Work
 
 CONFIGS = {"self_train": SelfTrainConfig}
@@ -65,18 +66,18 @@ def run(config: SelfTrainConfig, inputs: Inputs, outputs: Outputs, work: Work) -
     if description.classes != labelled.classes:
         raise DataError(f"the teacher knows the classes {description.classes}, the data set {labelled.classes}")
     torch.manual_seed(seed)
-    batch, more = config.batch_size, min(config.batch_size * config.ratio, len(unlabelled))
+    parts = world_size() * config.accumulate
+    more = max(min(config.batch_size * config.ratio, len(unlabelled)) // parts, 1) * parts
+    few, many = share(config.batch_size, "self_train.batch_size"), share(more)
     streams = {
-        "labelled": partial(ViewStream, labelled, [strong], batch, seed, device, threads),
-        "unlabelled": partial(ViewStream, unlabelled, [weak, strong], more, seed + 1, device, threads),
+        "labelled": partial(ViewStream, labelled, [strong], few, seed, device, threads),
+        "unlabelled": partial(ViewStream, unlabelled, [weak, strong], many, seed + 1, device, threads),
     }
     objective = SelfTraining(
         model, torch.from_numpy(labelled.labels()), len(labelled.classes), config.threshold,
         config.unlabelled_weight, config.average, alignment=config.align,
+        patience=config.patience,
     )  # fmt: skip
-    history = fit(objective, streams, config, config.length(len(unlabelled), more), device, work)
-    if history and history[-1]["confident_share"] == 0:
-        work.reporter.warn(f"no pseudo-label reached the threshold {config.threshold} at the end of training")
-    save(outputs.teacher, objective.result(), description)
-    (outputs.teacher / "history.json").write_text(json.dumps(history))
-    work.tracker.artifact(outputs.teacher, "teacher")
+    length = config.length(len(unlabelled), more)
+    history = fit(objective, streams, config, length, device, work, labelled.classes)
+    save_result(outputs.teacher, objective.result(), description, history, work)

@@ -33,6 +33,8 @@ class Environment:
         device: ``cpu``, ``cuda`` or ``auto`` (``TENFOLD_DEVICE``).
         threads: threads for computing (``TENFOLD_THREADS``, default: the cores that this process, or its container, may
             use).
+        processes: that train together on this machine (``TENFOLD_PROCESSES``, default: one for each GPU, else one).
+        resume_resized: go on from a checkpoint of another number of processes (``TENFOLD_RESUME_RESIZED``).
         checkpoint_seconds: at most this much work is lost by a kill (``TENFOLD_CHECKPOINT_SECONDS``).
         cache_bytes: at most this much of shards from afar is kept on local disk (``TENFOLD_CACHE_BYTES``).
         events: file to which progress is appended as JSON lines (``TENFOLD_EVENTS``).
@@ -46,6 +48,8 @@ class Environment:
     run_id: str
     device: str
     threads: int
+    processes: int | None
+    resume_resized: bool
     checkpoint_seconds: float
     cache_bytes: int
     events: Path | None
@@ -65,6 +69,8 @@ class Environment:
             run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
             device=_device(get("TENFOLD_DEVICE") or "auto"),
             threads=max(1, int(_number("TENFOLD_THREADS", cores()))),
+            processes=int(_number("TENFOLD_PROCESSES", 0)) or None,
+            resume_resized=bool(_number("TENFOLD_RESUME_RESIZED", 0)),
             checkpoint_seconds=_number("TENFOLD_CHECKPOINT_SECONDS", 60.0),
             cache_bytes=int(_number("TENFOLD_CACHE_BYTES", 100e9)),
             events=Path(events) if events else None,

@@ -44,6 +44,14 @@ class NonFiniteError(TenfoldError):
     """A loss or a gradient became NaN or infinite; training stopped before the update."""
 
 
+class ResumeError(TenfoldError):
+    """A checkpoint was made with other settings, classes or ranks than those that would go on from it."""
+
+
+class NoPseudoLabelsError(TenfoldError):
+    """Self-training found nothing to learn from for too long."""
+
+
 class InterruptedTrainingError(TenfoldError):
     """The process was told to end, and a checkpoint holds what was done."""
 

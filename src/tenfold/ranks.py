@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from tenfold.errors import ConfigError
 
 
 def world_size() -> int:
@@ -19,6 +22,20 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def share(batch_size: int, what: str = "batch_size") -> int:
+    """Return this rank's part of a batch of all ranks.
+
+    Raises:
+        ConfigError: the ranks cannot share it evenly.
+    """
+    if batch_size % world_size():
+        raise ConfigError(
+            f"{what} is {batch_size}, which {world_size()} processes cannot share evenly; give a multiple of "
+            f"{world_size()}"
+        )
+    return batch_size // world_size()
+
+
 def all_gather(tensor: Tensor) -> Tensor:
     """Return the ranks' tensors of one shape, concatenated by rank along the first dimension; no gradient."""
     if world_size() == 1:
@@ -28,27 +45,40 @@ def all_gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.rows = len(tensor)
-        return all_gather(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # every rank's loss depends on these rows
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
-
-
-def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Return the same as :func:`all_gather`; the gradient is the sum of what each rank's loss sends back.
-
-    With losses that are means over a rank's own rows, and parameter gradients averaged over ranks (as
-    DistributedDataParallel does), the result is the gradient of the mean over all rows.
-    """
+def mean(tensor: Tensor) -> Tensor:
+    """Return the mean of the ranks' tensors; no gradient."""
     if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def any_of(*flags: bool) -> list[bool]:
+    """Return for each flag whether any rank has raised it."""
+    if world_size() == 1:
+        return list(flags)
+    raised = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in raised]
+
+
+def from_first(value: Any) -> Any:
+    """Return the first rank's ``value``: a decision that all ranks must take alike."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, device=torch.device("cpu"))
+    return values[0]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that is spread over ranks as a whole one; all ranks must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """Return a whole ``tensor`` spread over the ranks as ``model`` is."""
+    if not isinstance(model, DTensor):
         return tensor
-    gathered: Tensor = _Gather.apply(tensor)
-    return gathered
+    return cast(Tensor, distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements))

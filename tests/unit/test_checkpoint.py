@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tenfold.storage import FileStore, Store
-from tenfold.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from tenfold.training.checkpoint import Checkpoint, Checkpoints
 from tenfold.work import Work
 
 MakeWork = Callable[..., Work]
@@ -23,6 +23,16 @@ class Heard:
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+
+def save_checkpoint(work: Work, checkpoint: Checkpoint) -> None:
+    with Checkpoints(work) as kept:
+        kept.save(checkpoint)
+
+
+def latest_checkpoint(work: Work) -> Checkpoint | None:
+    with Checkpoints(work, writes=False) as kept:
+        return kept.latest()
 
 
 @pytest.fixture

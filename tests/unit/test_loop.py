@@ -20,8 +20,9 @@ from tenfold.errors import NonFiniteError
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.tracking import NoTracker
-from tenfold.training.loop import Figures, History, Objective, OpenStream, fit
-from tenfold.training.objectives import Contrastive, SelfTraining, Supervised
+from tenfold.training.loop import OpenStream, fit
+from tenfold.training.objectives import Contrastive, Figures, Objective, SelfTraining, Supervised
+from tenfold.training.state import History
 from tenfold.work import Work
 
 MakeWork = Callable[..., Work]

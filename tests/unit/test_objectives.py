@@ -13,7 +13,6 @@ from tenfold.losses.nt_xent import nt_xent
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.training.average import Average
-from tenfold.training.loop import Objective
 from tenfold.training.objectives import Contrastive, Distillation, SelfTraining, Supervised
 
 CLASSES = 3

@@ -27,6 +27,12 @@ class Batch:
     views: list[Tensor]
     numbers: Tensor
 
+    def split(self, parts: int) -> list[Batch]:
+        """Return the batch in that many equal parts."""
+        size = len(self.numbers) // parts
+        pieces = [torch.split(view, size) for view in self.views]
+        return [Batch([piece[k] for piece in pieces], n) for k, n in enumerate(torch.split(self.numbers, size))]
+
 
 class Backend(Protocol):
     """Computes the views of consecutive positions."""
@@ -48,7 +54,7 @@ class ViewStream:
         Args:
             reader: the images.
             specs: the views to take of each image, all of one backend; each is drawn independently.
-            batch_size: images a batch.
+            batch_size: images a batch of this rank.
             seed: decides order and views.
             device: where the views are wanted.
             threads: for decoding and augmenting on the CPU.
@@ -66,7 +72,7 @@ class ViewStream:
 
         self.order = order()
         self.batch_size, self._device = batch_size, device
-        self._position = int(state["position"]) if state else 0
+        self._position = int(state["batches"]) * batch_size if state else 0
         names = {spec.backend for spec in specs}
         if len(names) != 1:
             raise DataError(f"one stream's views must have one backend, not {sorted(names)}")
@@ -96,8 +102,8 @@ class ViewStream:
         return Batch(views, torch.tensor(numbers, device=self._device))
 
     def state(self) -> dict[str, Tensor]:
-        """Return what :class:`ViewStream` needs to go on behind the last batch."""
-        return {"position": torch.tensor(self._position)}
+        """Return what :class:`ViewStream` needs to go on behind the last batch, on any number of ranks."""
+        return {"batches": torch.tensor(self._position // self.batch_size)}
 
 
 def one_pass(

@@ -15,7 +15,7 @@ class FeedsConfig(Section):
     """The training step that the contrastive views must keep busy: pretraining's."""
 
     network: ResNetConfig
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16"]
     batch_size: int
 
 

@@ -47,6 +47,7 @@ class RunConfig(Section):
 
     name: Name = Field("tenfold", description="shown in MLflow and in the report")
     seed: Seed = 0
+    deterministic: bool = Field(False, description="a restart or a repetition gives the same bits")
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -67,10 +68,12 @@ class RunConfig(Section):
         update: dict[str, Any] = {}
         for name in STAGES:
             section = getattr(self, SECTIONS[name])
-            if "seed" in type(section).model_fields and section.seed is None:
-                update[SECTIONS[name]] = section.model_copy(update={"seed": self.seed})
+            shared = {"seed": self.seed, "deterministic": self.deterministic}
+            open_ = {key: value for key, value in shared.items() if getattr(section, key, value) is None}
+            if open_:
+                update[SECTIONS[name]] = section.model_copy(update=open_)
         if not self.self_train.enabled:  # then nothing else of it decides anything
-            update["self_train"] = SelfTrainConfig(enabled=False, seed=0)
+            update["self_train"] = SelfTrainConfig(enabled=False, seed=0, deterministic=False)
         feeds = FeedsConfig.model_validate(self.pretrain.model_dump(include={"network", "precision", "batch_size"}))
         views: dict[str, Any] = {}
         if self.pretrain.init is None or not self.pretrain.init.skip:

@@ -38,20 +38,46 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the networks' products; weights, norms and losses stay float32"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the networks' products; weights, norms and losses stay float32. auto: bfloat16 where a run of "
+        "more than a minute gains by it",
     )
+    compile: Literal["auto", "never", "always"] = Field(
+        "auto", description="by torch.compile; auto: where it is faster and the run long enough to pay for it"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="parts that a process passes its batch in; each has its own negatives and batch norm"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="compute a residual block's insides again in the backward pass instead of keeping them"
+    )
+    sharding: Literal["none", "full"] = Field(
+        "none", description="full: weights, gradients and optimizer are spread over the processes (FSDP2)"
+    )
+    batch_norm: Literal["global", "local"] = Field(
+        "global", description="over all processes, as in the papers, or each for itself"
+    )
+    deterministic: bool | None = Field(None, description="the run's unless set")
     seed: Seed | None = Field(None, description="the run's seed unless set")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give one of steps and epochs")
+        if self.sharding == "full" and self.compile == "always":
+            raise ValueError("sharding is full, so compile cannot be always")
         return self
 
-    def cut(self, images: int) -> Self:
-        """Return the same with a batch no larger than ``images``, so that no batch holds an image twice."""
-        return self.model_copy(update={"batch_size": max(2, min(self.batch_size, images))})
+    def cut(self, images: int, processes: int = 1) -> Self:
+        """Return the same with a batch no larger than ``images``, so that no batch holds an image twice.
+
+        A batch that is cut stays one that ``processes`` share evenly, in as many parts as ``accumulate`` says.
+        """
+        if self.batch_size <= images:
+            return self
+        least = processes * self.accumulate
+        return self.model_copy(update={"batch_size": max(images // least * least, least, 2)})
 
     def length(self, images: int, batch_size: int | None = None) -> Length:
         """Return the number of steps over ``images``, of which each step takes ``batch_size`` (default: the batch).
@@ -145,6 +171,7 @@ class SelfTrainConfig(TrainConfig):
     threshold: Probability = Field(0.7, description="confidence above which a pseudo-label counts")
     unlabelled_weight: float = Field(1.0, ge=0, description="weight of the unlabelled loss (lambda)")
     average: float = Field(0.98, ge=0, lt=1, description="decay of the teacher")
+    patience: int = Field(200, ge=1, description="steps in a row without a pseudo-label after which it stops")
     align: bool = Field(True, description="distribution alignment with the labelled prior")
 
 

@@ -5,6 +5,8 @@ PyTorch's own keeps the unbiased variance, and its SyncBatchNorm refuses tensors
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +14,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.ranks import all_gather, world_size
+from tenfold.ranks import all_gather, mean, world_size
+
+#: Whether a part of the forward pass is being computed a second time, so that its averages are there already.
+_again = False
+
+
+@contextmanager
+def computed_again() -> Iterator[None]:
+    """Leave the moving averages alone: this forward pass repeats one for the sake of the backward pass."""
+    global _again
+    before, _again = _again, True
+    try:
+        yield
+    finally:
+        _again = before
 
 
 class BatchNorm(nn.Module):
@@ -30,6 +46,9 @@ class BatchNorm(nn.Module):
         eps: epsilon.
         momentum: of the moving averages.
 
+    With ``across`` set to False each rank normalises by its own part of the batch, and :func:`average_statistics`
+    keeps the moving averages equal.
+
     Source: the official ``resnet.py`` (``BATCH_NORM_EPSILON``, ``global_bn``).
     """
 
@@ -37,7 +56,7 @@ class BatchNorm(nn.Module):
         self, channels: int, *, zero: bool = False, offset: bool = True, eps: float = 1e-5, momentum: float = 0.1
     ) -> None:
         super().__init__()
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum, self.across = eps, momentum, True
         self.weight = nn.Parameter(torch.zeros(channels) if zero else torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels), requires_grad=offset)
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -49,22 +68,41 @@ class BatchNorm(nn.Module):
         """Return the normalised input, in its shape."""
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        if world_size() > 1:
-            y, mean, variance = _GlobalNorm.apply(x, self.weight, self.bias, self.eps)
+        if self.across and world_size() > 1:
+            y, mean, variance = _global_norm(x, self.weight, self.bias, self.eps)
         else:
             mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             y = F.batch_norm(x, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
             count = x.numel() // x.shape[1]
             variance = variance * ((count - 1) / count)  # what F.batch_norm tells is unbiased
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance, self.momentum)
+        if not _again:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance, self.momentum)
         normed: Tensor = y
         return normed
 
     def extra_repr(self) -> str:
         """Say how many channels there are."""
         return str(len(self.weight))
+
+
+def average_statistics(module: nn.Module) -> None:
+    """Make the moving averages of ``module``'s batch norms the mean of all ranks', by one collective.
+
+    The variance within the ranks' parts is what is averaged; that between their means is left out.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm) and norm.training and not norm.across]
+    if not norms or world_size() == 1:
+        return
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    averaged = torch.split(mean(torch.cat(buffers)), [len(buffer) for buffer in buffers])
+    torch._foreach_copy_(buffers, list(averaged))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _global_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
+    return _GlobalNorm.apply(x, weight, bias, eps)
 
 
 class _GlobalNorm(torch.autograd.Function):

@@ -20,6 +20,7 @@ from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.models.timm_encoder import TimmEncoder
+from tenfold.ranks import rank, whole
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -47,9 +48,11 @@ def build(description: Description) -> SimCLRModel | Classifier:
 
 
 def save(folder: Path, model: nn.Module, description: Description) -> None:
-    """Write the network into ``folder``."""
+    """Write the network into ``folder``; all ranks must ask, and the first alone writes."""
+    weights = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if rank() > 0:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
     description = description.model_copy(update={"weights": file_digest(folder / WEIGHTS)})
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1))

@@ -16,6 +16,7 @@ from tenfold.storage.store import Content, Entry, Span, parts_of
 _CHUNK = 1 << 20
 #: Of what is written: a temporary file is its owner's alone, and a shared store has other readers.
 _MODE = 0o644
+_ASIDE = ".writing-"
 
 
 class FileStore:
@@ -123,6 +124,12 @@ class FileStore:
                 except OSError:  # not empty, or another process was first
                     break
 
+    def sweep(self, prefix: str) -> None:
+        """See :class:`Store`; these are hidden files."""
+        for aside in self._path(prefix.rpartition("/")[0]).rglob(f"{_ASIDE}*"):
+            if aside.relative_to(self.root).as_posix().startswith(prefix):
+                aside.unlink(missing_ok=True)
+
     def fetch(self, key: str, folder: Path) -> Path:
         """See :class:`Store`; the object is a local file already."""
         path = self._path(key)
@@ -135,7 +142,7 @@ def _linked_aside(path: Path, content: Content) -> Path | None:
     """Give the file ``content`` a hidden second name beside ``path``; None where that cannot be, as on other disks."""
     assert isinstance(content, Path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".writing-{uuid.uuid4().hex}")
+    aside = path.with_name(f"{_ASIDE}{uuid.uuid4().hex}")
     try:
         aside.hardlink_to(content)
     except OSError:
@@ -153,7 +160,7 @@ def _linked_aside(path: Path, content: Content) -> Path | None:
 def write_aside(path: Path, content: Content) -> Path:
     """Write ``content`` whole into a hidden file beside ``path``; nothing is left of it where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_ASIDE)
     try:
         with os.fdopen(handle, "wb") as file:
             for part in parts_of(content, _CHUNK):

@@ -250,6 +250,22 @@ class S3Store:
                 self._wait(attempt)
         raise StorageError(f"{self.uri}/{key}: the server took other bytes than were sent (MD5 {tag}, not {expected})")
 
+    def sweep(self, prefix: str) -> None:
+        """See :class:`Store`; these are uploads in parts. Who may not see them leaves them to the bucket's own rule."""
+        root = self._at(prefix)
+        pages = self.client.get_paginator("list_multipart_uploads")
+
+        def begun() -> list[dict[str, Any]]:
+            found = pages.paginate(Bucket=self.bucket, Prefix=root["Key"])
+            return [upload for page in found for upload in page.get("Uploads", [])]
+
+        try:
+            uploads = self._call(prefix, begun) or []
+        except StorageError:
+            return
+        for upload in uploads:
+            self._forget({"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]})
+
     # --- the rest --------------------------------------------------------------------------------------
 
     def exists(self, key: str) -> bool:

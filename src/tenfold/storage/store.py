@@ -66,6 +66,9 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove the object; absent is fine."""
 
+    def sweep(self, prefix: str) -> None:
+        """Remove what writers that were killed left unfinished below ``prefix``, where nobody writes now."""
+
     def fetch(self, key: str, folder: Path) -> Path:
         """Return a local file with the object's bytes, streamed into ``folder`` if need be.
 

@@ -1,85 +1,205 @@
 """Checkpoints in the store: safetensors and JSON, named by step, valid once ``complete.json`` is there.
 
-``complete.json`` is written last and holds the digests of the other files; whatever lacks it was cut off
-and is passed over. A stage reads the newest valid checkpoint of any run of its fingerprint and writes only
-under its own run's name.
+``complete.json`` is written last and holds the digests of the other files; whatever lacks it was cut off and is passed
+over. A run reads the newest valid checkpoint of any run of its fingerprint and writes only under its own name. The run
+that ends first puts ``final.json`` there, which names its last checkpoint; others of the fingerprint take it as their
+own result. Their order is that of their steps: no clock decides anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tenfold.errors import TenfoldError
+from tenfold.errors import ConflictError, TenfoldError
 from tenfold.fingerprint import canonical_json, digest
 from tenfold.work import Work
 
-_FILES = ("state.safetensors", "state.json")
+_FILES, _COMPLETE = ("state.safetensors", "state.json"), "complete.json"
+_FOLDER, _FINAL = "checkpoints/", "final.json"
 _KEPT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state behind ``step`` steps."""
+    """The state behind ``step`` steps.
+
+    Attributes:
+        step: steps done.
+        tensors: on the CPU.
+        values: whatever JSON holds.
+        score: how good the network is, where that was measured; the best one is kept.
+    """
 
     step: int
     tensors: dict[str, Tensor]
-    values: dict[str, Any]
+    values: dict[str, Any] = field(default_factory=dict)
+    score: float | None = None
 
 
-def _folder(work: Work, step: int) -> str:
-    return f"{work.own}checkpoints/{step:09d}/"
+class _Place(NamedTuple):
+    """A complete checkpoint: its step and its folder's key."""
+
+    step: int
+    folder: str
 
 
-def save_checkpoint(work: Work, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, then remove all but the newest two of this run."""
-    folder = _folder(work, checkpoint.step)
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    contents = (save(contiguous), canonical_json(checkpoint.values).encode())
-    for name, data in zip(_FILES, contents, strict=True):
-        work.store.write(folder + name, data)
-    digests = {name: digest(data) for name, data in zip(_FILES, contents, strict=True)}
-    work.store.write(folder + "complete.json", canonical_json({"step": checkpoint.step, "sha256": digests}).encode())
-    steps = sorted(_steps(work, work.own), reverse=True)
-    for _, old in steps[_KEPT:]:
-        _remove(work, old)
+class Checkpoints:
+    """A run's checkpoints: written by a thread of its own, one at a time; the last two and the best are kept.
 
-
-def _steps(work: Work, prefix: str) -> list[tuple[int, str]]:
-    """Return (step, folder) of the complete checkpoints below ``prefix``."""
-    found = []
-    for entry in work.store.list(prefix):
-        folder, _, name = entry.key.rpartition("/")
-        step = folder.rpartition("/")[2]
-        if name == "complete.json" and "/checkpoints/" in entry.key and step.isdigit():
-            found.append((int(step), folder + "/"))
-    return found
-
-
-def latest_checkpoint(work: Work) -> Checkpoint | None:
-    """Return the newest checkpoint of any run of this fingerprint whose digests hold; None if there is none.
-
-    A damaged one is reported and passed over.
+    Use it in a ``with`` statement: leaving it waits for the last one. With several ranks the first one alone writes.
     """
-    for step, folder in sorted(_steps(work, work.shared), reverse=True):
+
+    def __init__(self, work: Work, *, writes: bool = True) -> None:
+        """Look for what is there; what an earlier attempt of this run left half-written is removed."""
+        self._work, self._writes = work, writes
+        self._own = f"{work.own}{_FOLDER}"
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        if writes:
+            self._remove_halves()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            recorded = json.loads(work.store.read(folder + "complete.json"))["sha256"]
-            contents = [work.store.read(folder + name) for name in _FILES]
-            if [digest(data) for data in contents] != [recorded[name] for name in _FILES]:
-                work.reporter.warn(f"the checkpoint {work.store.uri}/{folder} is damaged; trying the one before")
-                continue
-            return Checkpoint(step, load(contents[0]), json.loads(contents[1]))
+            with contextlib.suppress(*([TenfoldError] if error is not None else [])):  # the first error is the one
+                self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and return at once, as soon as the one before is written.
+
+        Raises:
+            StorageError: the one before could not be written.
+        """
+        self.wait()
+        if self._writes:
+            self._pending = self._writer.submit(self._write, checkpoint)
+
+    def wait(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            StorageError: it could not be.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def latest(self) -> Checkpoint | None:
+        """Return the published result, or the newest checkpoint of any run of this fingerprint whose digests hold.
+
+        A damaged one is reported and passed over.
+        """
+        final = self._published()
+        places = [*([final] if final else []), *sorted(self._complete(self._work.shared), reverse=True)]
+        return next((found for place in places if (found := self._read(place)) is not None), None)
+
+    def publish(self, step: int) -> Checkpoint | None:
+        """Make this run's checkpoint of the last step the fingerprint's result; return another's that came before.
+
+        Raises:
+            StorageError: a checkpoint could not be written.
+        """
+        self.wait()
+        own = _Place(step, self._folder(step))
+        record = canonical_json({"step": step, "folder": own.folder}).encode()
+        key = f"{self._work.shared}{_FINAL}"
+        with contextlib.suppress(ConflictError):
+            if self._writes:
+                self._work.store.create(key, record)
+                return None
+        other = self._published()
+        found = self._read(other) if other is not None and other != own else None
+        if found is None and self._writes:  # it is gone, or damaged
+            self._work.store.write(key, record)
+        return found
+
+    def _published(self) -> _Place | None:
+        key = f"{self._work.shared}{_FINAL}"
+        if not self._work.store.exists(key):
+            return None
+        try:
+            told = json.loads(self._work.store.read(key))
+            return _Place(int(told["step"]), str(told["folder"]))
+        except (TenfoldError, KeyError, TypeError, ValueError) as error:
+            self._work.reporter.warn(f"{self._work.store.uri}/{key} cannot be read ({error}); passing it over")
+            return None
+
+    def _folder(self, step: int) -> str:
+        return f"{self._own}{step:09d}/"
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        folder, store = self._folder(checkpoint.step), self._work.store
+        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+        contents = (save(tensors), canonical_json(checkpoint.values).encode())
+        for name, data in zip(_FILES, contents, strict=True):
+            store.write(folder + name, data)
+        digests = {name: digest(data) for name, data in zip(_FILES, contents, strict=True)}
+        record = {"step": checkpoint.step, "sha256": digests, "score": checkpoint.score}
+        store.write(folder + _COMPLETE, canonical_json(record).encode())
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        places = sorted(self._complete(self._own), reverse=True)
+        if len(places) <= _KEPT:
+            return
+        scores = {place: self._record(place).get("score") for place in places}
+        scored = [place for place in places if scores[place] is not None]
+        best = max(scored, key=lambda place: (scores[place], -place.step), default=None)
+        for place in places[_KEPT:]:
+            if place != best:
+                self._remove(place.folder)
+
+    def _remove(self, folder: str) -> None:
+        for name in (_COMPLETE, *_FILES):  # in this order, so that a kill here leaves no valid half
+            self._work.store.delete(folder + name)
+
+    def _remove_halves(self) -> None:
+        names: dict[str, set[str]] = {}
+        for entry in self._work.store.list(self._own):
+            folder, _, name = entry.key.rpartition("/")
+            names.setdefault(f"{folder}/", set()).add(name)
+        for folder, found in names.items():
+            if _COMPLETE not in found:
+                self._remove(folder)
+        self._work.store.sweep(self._own)
+
+    def _complete(self, prefix: str) -> list[_Place]:
+        found = []
+        for entry in self._work.store.list(prefix):
+            folder, _, name = entry.key.rpartition("/")
+            step = folder.rpartition("/")[2]
+            if name == _COMPLETE and f"/{_FOLDER}" in entry.key and step.isdigit():
+                found.append(_Place(int(step), f"{folder}/"))
+        return found
+
+    def _record(self, place: _Place) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self._work.store.read(place.folder + _COMPLETE))
+        return record
+
+    def _read(self, place: _Place) -> Checkpoint | None:
+        where = f"{self._work.store.uri}/{place.folder}"
+        try:
+            record = self._record(place)
+            contents = [self._work.store.read(place.folder + name) for name in _FILES]
+            if [digest(data) for data in contents] != [record["sha256"][name] for name in _FILES]:
+                self._work.reporter.warn(f"the checkpoint {where} is damaged; trying the one before")
+                return None
+            return Checkpoint(place.step, load(contents[0]), json.loads(contents[1]), record.get("score"))
         except (TenfoldError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            work.reporter.warn(f"the checkpoint {work.store.uri}/{folder} cannot be read ({error}); trying another")
-    return None
-
-
-def _remove(work: Work, folder: str) -> None:
-    work.store.delete(folder + "complete.json")  # first, so that a kill here leaves no valid half
-    for name in _FILES:
-        work.store.delete(folder + name)
+            self._work.reporter.warn(f"the checkpoint {where} cannot be read ({error}); trying another")
+            return None

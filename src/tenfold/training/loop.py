@@ -2,132 +2,192 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from tenfold.augment.stream import Batch, ViewStream
 from tenfold.config import Length, TrainConfig
 from tenfold.errors import InterruptedTrainingError, NonFiniteError
 from tenfold.fingerprint import canonical_json
 from tenfold.optim.build import build_optimizer, peak_rate, rate_at
-from tenfold.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from tenfold.ranks import any_of, from_first, mean, rank, world_size
+from tenfold.training.checkpoint import Checkpoint, Checkpoints
+from tenfold.training.objectives import Objective
+from tenfold.training.replica import Replica
+from tenfold.training.state import History, Training, check_same, part
+from tenfold.training.way import choose_way, determinism, kept_way, surroundings
 from tenfold.work import Work
 
-Figures = dict[str, Tensor]
-History = list[dict[str, float]]
 #: Opens a stream at its start, or with ``state=`` where an earlier one stood.
 OpenStream = Callable[..., ViewStream]
-
-
-class Objective(nn.Module):
-    """What is trained: the networks as submodules, and the loss of a step.
-
-    Everything that the next step depends on is in the module's state, so a checkpoint is its state_dict.
-    """
-
-    def trained(self) -> list[nn.Module]:
-        """Return the networks whose parameters the optimizer changes."""
-        raise AssertionError("an objective says what it trains")
-
-    def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
-        """Return the loss of one batch of every stream, and figures to watch."""
-        raise AssertionError("an objective has a loss")
-
-    def after_step(self) -> None:
-        """Follow up an update, with a moving average for example."""
-
-    def observe(self, step: int, steps: int) -> dict[str, float]:
-        """Return what is measured after ``step`` of ``steps`` steps; empty where nothing is due."""
-        return {}
+#: Points of the curves, at most.
+_POINTS = 200
 
 
 def fit(
     objective: Objective, streams: Mapping[str, OpenStream], config: TrainConfig, length: Length, device: torch.device,
-    work: Work, phase: str = "training",
+    work: Work, classes: Sequence[str] = (), phase: str = "training",
 ) -> History:  # fmt: skip
     """Train ``objective``, going on from the newest checkpoint of the same fingerprint.
 
     Args:
         objective: networks and loss; trained in place and left on ``device``.
         streams: name → how to open it; each step takes one batch of each.
-        config: batch size, optimizer, seed.
+        config: batch size, optimizer, how to compute.
         length: steps in all and of warm-up.
         device: where to compute.
         work: checkpoints, progress, tracking.
+        classes: that labels stand for, in order.
         phase: shown in the progress line.
 
     Returns:
-        The curves: every few steps, the figures' means since the last point.
+        The curves: every few steps, the figures' means since the last point, over all ranks.
 
     Raises:
+        ResumeError: what is there was trained with other settings, classes or number of ranks.
         NonFiniteError: the loss or a gradient is NaN or infinite; nothing was updated by it.
         InterruptedTrainingError: SIGTERM came; the step at work was finished and saved.
     """
-    objective.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective.train()
-    optimizer = build_optimizer(config.optimizer, objective.trained(), config.batch_size)
-    peak, steps = peak_rate(config.optimizer, config.batch_size), length.steps
-    history: History = []
-    saved = latest_checkpoint(work)
-    start = saved.step if saved else 0
-    if saved:
-        work.reporter.note(f"goes on from the checkpoint of step {start} of {steps}")
-        _restore(saved, objective, optimizer)
-        history = list(saved.values["history"])
-        work.spent.append(float(saved.values["spent"]))
-    opened = {name: open_(state=_stream_state(saved, name)) for name, open_ in streams.items()}
-    every = max(1, steps // 200)
-    window = _window(saved, device)
-    began = last_saved = time.monotonic()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    with _told_to_end() as told:
+    with (
+        determinism(config.deterministic),
+        Checkpoints(work, writes=rank() == 0) as checkpoints,
+        _told_to_end() as told,
+    ):
+        now = surroundings(config, list(classes), device)
+        saved = _found(checkpoints, now, work)
+        replica = Replica(objective, config, device)
+        optimizer = build_optimizer(config.optimizer, objective.trained(), config.batch_size)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        opened = {name: open_(state=part(saved, f"stream.{name}.") or None) for name, open_ in streams.items()}
+        training = Training(objective, optimizer, opened)
+        feed = _Feed(opened)
+        start, steps, peak = saved.step if saved else 0, length.steps, peak_rate(config.optimizer, config.batch_size)
+        if saved:
+            work.reporter.note(f"goes on from the checkpoint of step {start} of {steps}")
+            training.restore(saved)
+            work.spent.append(float(saved.values["spent"]))
+            way = kept_way(saved.values["way"])
+        else:
+            way = choose_way(config, objective, feed.peek(), steps, device, work.reporter)
+        replica.take(way)
+        curves, began, last_saved = _Curves(training, steps, work, phase), time.monotonic(), time.monotonic()
         for step in range(start, steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, length, peak)
-            batches = {name: next(stream) for name, stream in opened.items()}
+            batches = next(feed)
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                loss, figures = objective.loss(batches)
-            loss.backward()  # type: ignore[no-untyped-call]
-            size = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            if not torch.isfinite(loss + size):
-                _stop(work, step, float(loss.detach()), float(size), batches)
+            figures = replica.backward(batches)
+            figures["gradient_norm"] = replica.gradient_norm(parameters)
+            if any_of(not bool(torch.isfinite(figures["loss"] + figures["gradient_norm"])))[0]:
+                _stop(work, step, float(figures["loss"]), float(figures["gradient_norm"]), batches)
             optimizer.step()
-            objective.after_step()
-            window.append({"loss": loss.detach(), **figures, "gradient_norm": size})
-            observed = objective.observe(step + 1, steps)
-            if (step + 1) % every == 0 or step + 1 == steps or observed:
-                means = {key: float(torch.stack([f[key] for f in window]).mean()) for key in window[0]}
-                means |= {"learning_rate": optimizer.param_groups[0]["lr"], **observed}
-                history.append({"step": step + 1, **means})
-                work.tracker.metrics(means, step + 1)
-                window = []
-            work.reporter.progress(
-                phase,
-                step + 1,
-                steps,
-                "views",
-                _views(batches),
-                **({"loss": history[-1]["loss"]} if history else {}),
-            )
-            values = {"history": history, "spent": time.monotonic() - began + sum(work.spent)}
+            replica.follow()
+            score = curves.add(step + 1, figures, feed)
             due = time.monotonic() - last_saved > work.environment.checkpoint_seconds
-            if step + 1 == steps or due or told.is_set():
-                save_checkpoint(work, _capture(step + 1, objective, optimizer, opened, window, values))
-                began = last_saved = time.monotonic()
-            if told.is_set() and step + 1 < steps:
+            ends, due = any_of(told.is_set(), due)
+            if step + 1 == steps or ends or due or score is not None:
+                spent = time.monotonic() - began + sum(work.spent)
+                values = {"spent": spent, "way": way.record(), "surroundings": now}
+                checkpoints.save(training.capture(step + 1, values, score))
+                last_saved = time.monotonic()
+            if ends and step + 1 < steps:
+                checkpoints.wait()
                 raise InterruptedTrainingError(
                     f"told to end after step {step + 1} of {steps}, which a checkpoint holds; the same again goes on"
                 )
+        _publish(checkpoints, training, steps, work)
     objective.eval()
-    return history
+    return training.history
+
+
+def _found(checkpoints: Checkpoints, now: Mapping[str, Any], work: Work) -> Checkpoint | None:
+    """Return what to go on from, the same on all ranks."""
+    saved = checkpoints.latest()
+    step = from_first(saved.step if saved else 0)
+    if (saved.step if saved else 0) != step:  # another run's came or went between two ranks' looks
+        raise InterruptedTrainingError("the ranks found different checkpoints; the same again goes on")
+    if saved:
+        where = f"the checkpoint of step {saved.step} below {work.store.uri}/{work.shared}"
+        check_same(saved.values["surroundings"], now, resized=work.environment.resume_resized, where=where)
+    return saved
+
+
+def _publish(checkpoints: Checkpoints, training: Training, steps: int, work: Work) -> None:
+    """Make this training the fingerprint's result, or take the result of a run that was first."""
+    other = checkpoints.publish(steps) if rank() == 0 else None
+    if from_first(other is not None):
+        other = other or checkpoints.latest()
+        assert other is not None
+        work.reporter.note("another run of the same stage was first to end; its result is taken")
+        training.restore(other)
+
+
+class _Feed:
+    """Batches of all streams, and how long they were waited for."""
+
+    def __init__(self, streams: Mapping[str, ViewStream]) -> None:
+        self._streams = streams
+        self._first: dict[str, Batch] | None = None
+        self._began, self._waited, self.views = time.monotonic(), 0.0, 0
+
+    def peek(self) -> dict[str, Batch]:
+        """Return the batches that come next."""
+        if self._first is None:
+            self._first = self._take()
+            self._began = time.monotonic()
+        return self._first
+
+    def __next__(self) -> dict[str, Batch]:
+        start = time.monotonic()
+        batches, self._first = self._first or self._take(), None
+        self._waited += time.monotonic() - start
+        self.views = world_size() * sum(len(batch.views) * len(batch.numbers) for batch in batches.values())
+        return batches
+
+    def _take(self) -> dict[str, Batch]:
+        return {name: next(stream) for name, stream in self._streams.items()}
+
+    def waiting(self) -> float:
+        """Return the share of the time since the start that was spent waiting for data."""
+        return self._waited / max(time.monotonic() - self._began, 1e-9)
+
+
+class _Curves:
+    """Collects the figures of the steps into points of the curves, and tells them."""
+
+    def __init__(self, training: Training, steps: int, work: Work, phase: str) -> None:
+        self._training, self._steps, self._work, self._phase = training, steps, work, phase
+        self._every = max(1, steps // _POINTS)
+        self._concerns: set[str] = set()
+
+    def add(self, step: int, figures: dict[str, torch.Tensor], feed: _Feed) -> float | None:
+        """Take in a step; return how good the network is where that was measured."""
+        training, work, steps = self._training, self._work, self._steps
+        training.window.append(figures)
+        point = step % self._every == 0 or step == steps
+        observed = training.objective.observe(step, steps, point=point)
+        if point or observed:
+            stacked = torch.stack([torch.stack([seen[key].double() for key in figures]) for seen in training.window])
+            means = dict(zip(figures, mean(stacked.mean(0)).tolist(), strict=True))
+            means |= {"learning_rate": training.optimizer.param_groups[0]["lr"], **observed}
+            training.history.append({"step": step, **means})
+            training.window = []
+            work.tracker.metrics(means, step)
+            concern = training.objective.concern(means, step, steps)
+            if concern is not None and concern not in self._concerns:
+                self._concerns.add(concern)
+                work.reporter.warn(concern)
+        shown = {"loss": training.history[-1]["loss"]} if training.history else {}
+        shown["% waiting for data"] = 100 * feed.waiting()
+        work.reporter.progress(self._phase, step, steps, "views", feed.views, **shown)
+        return observed.get(training.objective.score or "")
 
 
 @contextmanager
@@ -144,59 +204,12 @@ def _told_to_end() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _views(batches: Mapping[str, Batch]) -> int:
-    return sum(len(batch.views) * len(batch.numbers) for batch in batches.values())
-
-
 def _stop(work: Work, step: int, loss: float, size: float, batches: Mapping[str, Batch]) -> None:
     numbers = {name: batch.numbers.tolist() for name, batch in batches.items()}
-    key = f"{work.own}nonfinite.json"
+    key = f"{work.own}nonfinite{f'-{rank()}' if rank() else ''}.json"
     work.store.write(key, canonical_json({"step": step, "samples": numbers}).encode())
-    what = "loss" if loss != loss or loss in (float("inf"), float("-inf")) else "gradient"
+    what = "gradient" if math.isfinite(loss) else "loss"
     raise NonFiniteError(
         f"the {what} is not finite at step {step} (loss {loss}, gradient norm {size}); nothing was updated by it. "
         f"The batch's samples are listed in {work.store.uri}/{key}. A lower learning rate is the usual cure."
     )
-
-
-def _capture(
-    step: int, objective: Objective, optimizer: torch.optim.Optimizer, streams: Mapping[str, ViewStream],
-    window: list[Figures], values: dict[str, Any],
-) -> Checkpoint:  # fmt: skip
-    tensors = {f"objective.{name}": tensor.clone() for name, tensor in objective.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value.clone() for name, value in state.items()}
-    for name, stream in streams.items():
-        tensors |= {f"stream.{name}.{part}": value for part, value in stream.state().items()}
-    if window:  # the points since the curves' last one, so that its mean is the same after a restart
-        tensors |= {f"window.{key}": torch.stack([figures[key] for figures in window]) for key in window[0]}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    return Checkpoint(step, tensors, values)
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _restore(saved: Checkpoint, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
-    objective.load_state_dict(_part(saved.tensors, "objective."))
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in _part(saved.tensors, "optimizer.").items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(saved.tensors["rng.cpu"])
-    if "rng.cuda" in saved.tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(saved.tensors["rng.cuda"])
-
-
-def _window(saved: Checkpoint | None, device: torch.device) -> list[Figures]:
-    columns = _part(saved.tensors, "window.") if saved else {}
-    count = len(next(iter(columns.values()))) if columns else 0
-    return [{key: column[row].to(device) for key, column in columns.items()} for row in range(count)]
-
-
-def _stream_state(saved: Checkpoint | None, name: str) -> dict[str, Tensor] | None:
-    return _part(saved.tensors, f"stream.{name}.") if saved else None

@@ -1,4 +1,4 @@
-"""What the stages train: contrastive, supervised, self-training and distillation objectives."""
+"""What the loop trains: contrastive, supervised, self-training and distillation objectives, and what they share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,61 @@ from torch import Tensor, nn
 
 from tenfold.augment.stream import Batch
 from tenfold.config import MemoryConfig
+from tenfold.errors import NoPseudoLabelsError
 from tenfold.losses.distillation import distillation, sharpen, soften
 from tenfold.losses.momentum_contrast import momentum_contrast
 from tenfold.losses.nt_xent import nt_xent, unit
 from tenfold.losses.self_training import align, pseudo_label_loss, update_running
 from tenfold.models.heads import Classifier, SimCLRModel
-from tenfold.ranks import all_gather
+from tenfold.ranks import all_gather, mean
 from tenfold.training.average import Average
-from tenfold.training.loop import Figures, Objective
-from tenfold.training.watch import Watch
+from tenfold.training.watch import Watch, alignment, spread, uniformity
+
+#: Rows whose pairwise distances tell uniformity.
+_UNIFORM_ROWS = 1024
+#: Below this spread, after this share of the steps, projections count as collapsed.
+_COLLAPSED, _SETTLED = 0.1, 0.1
+
+Figures = dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """What is trained: the networks as submodules, and the loss of a step.
+
+    Everything that the next step depends on is in the module's state, so a checkpoint is its state_dict.
+    """
+
+    #: The figure that says how good the network is, among those of :meth:`observe`; None: none does.
+    score: str | None = None
+
+    def trained(self) -> list[nn.Module]:
+        """Return the networks whose parameters the optimizer changes."""
+        raise AssertionError("an objective says what it trains")
+
+    def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
+        """Return the loss of one batch of every stream, and figures to watch."""
+        raise AssertionError("an objective has a loss")
+
+    def forward(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
+        """Return the loss; what wraps modules for several ranks calls it by this name."""
+        return self.loss(batches)
+
+    def after_step(self) -> None:
+        """Follow up an update, with a moving average for example."""
+
+    def observe(self, step: int, steps: int, *, point: bool) -> dict[str, float]:
+        """Return what is measured after ``step`` of ``steps`` steps; empty where nothing is due.
+
+        Args:
+            step: steps done.
+            steps: in all.
+            point: whether the curves get a point here, so that cheap figures are welcome.
+        """
+        return {}
+
+    def concern(self, figures: Mapping[str, float], step: int, steps: int) -> str | None:
+        """Return what speaks against the figures of a point of the curves; None: nothing does."""
+        return None
 
 
 class Contrastive(Objective):
@@ -26,6 +72,8 @@ class Contrastive(Objective):
 
     With a memory the negatives are a momentum encoder's keys, of this batch and of a queue (SimCLRv2).
     """
+
+    score = "knn_accuracy"
 
     def __init__(
         self, model: SimCLRModel, temperature: float, memory: MemoryConfig | None = None, watch: Watch | None = None
@@ -87,11 +135,27 @@ class Contrastive(Objective):
         if self.momentum is not None:
             self.momentum.update(self.model)
 
-    def observe(self, step: int, steps: int) -> dict[str, float]:
-        """See :class:`Objective`."""
-        if self.watch is None or self._views is None or not self.watch.due(step, steps):
+    def observe(self, step: int, steps: int, *, point: bool) -> dict[str, float]:
+        """See :class:`Objective`; alignment, uniformity and spread are those of the last batch on this rank."""
+        due = self.watch is not None and self.watch.due(step, steps)
+        if self._views is None or not (point or due):
             return {}
-        return self.watch.measure(self.model, *self._views)
+        a, b = (unit(view) for view in self._views)
+        found = {"alignment": float(alignment(a, b)), "uniformity": float(uniformity(a[:_UNIFORM_ROWS])),
+                 "spread": float(spread(a))}  # fmt: skip
+        if due and self.watch is not None:
+            found["knn_accuracy"] = self.watch.measure(self.model)
+        return found
+
+    def concern(self, figures: Mapping[str, float], step: int, steps: int) -> str | None:
+        """See :class:`Objective`; tells when all images come to the same features."""
+        if step < _SETTLED * steps or figures["spread"] >= _COLLAPSED:
+            return None
+        return (
+            f"the features have collapsed: after step {step} of {steps} all images have nearly the same projection "
+            f"(spread {figures['spread']:.3f}, of 1 where they fill the sphere). A lower learning rate, a longer "
+            "warm-up or a larger batch is the usual cure"
+        )
 
     def result(self) -> SimCLRModel:
         """Return the network that the training yields."""
@@ -158,10 +222,24 @@ class SelfTraining(_Averaged):
 
     def __init__(
         self, model: Classifier, labels: Tensor, classes: int, threshold: float, weight: float, decay: float, *,
-        alignment: bool,
+        alignment: bool, patience: int = 200,
     ) -> None:  # fmt: skip
+        """Set up.
+
+        Args:
+            model: the student; the teacher is its moving average.
+            labels: class indexes of the labelled split.
+            classes: how many there are.
+            threshold: confidence above which a pseudo-label counts.
+            weight: of the unlabelled loss.
+            decay: of the teacher; 0: the student is its own teacher.
+            alignment: of the guesses with the labels' distribution.
+            patience: steps in a row without any pseudo-label after which training stops.
+        """
         super().__init__(model, decay)
-        self.threshold, self.weight, self.alignment = threshold, weight, alignment
+        self.threshold, self.weight, self.alignment, self.patience = threshold, weight, alignment, patience
+        self.register_buffer("dry", torch.zeros((), dtype=torch.long))  # steps in a row without a pseudo-label
+        self.dry: Tensor
         self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("prior", torch.bincount(labels, minlength=classes) / len(labels))
         self.register_buffer("running", torch.full((classes,), 1 / classes))
@@ -178,16 +256,38 @@ class SelfTraining(_Averaged):
             teacher = self.average.model if self.average is not None else self.model
             guess = F.softmax(_logits(teacher, weak), dim=1)
             if self.alignment:
-                self.running.copy_(update_running(self.running, guess))
+                self.running.copy_(update_running(self.running, all_gather(guess)))
                 guess = align(guess, self.running, self.prior)
         logits = _logits(self.model, torch.cat([labelled.views[0], strong]))
         known, unknown = logits[: len(labels)], logits[len(labels) :]
         supervised = F.cross_entropy(known, labels)
         pseudo, share = pseudo_label_loss(unknown, guess, self.threshold)
+        with torch.no_grad():
+            self.dry.copy_(torch.where(mean(share) > 0, 0, self.dry + 1))
         agreement = (unknown.argmax(1) == guess.argmax(1)).float().mean()
         figures = {"supervised_loss": supervised, "unlabelled_loss": pseudo, "confident_share": share,
                    "agreement": agreement}  # fmt: skip
         return supervised + self.weight * pseudo, {key: value.detach() for key, value in figures.items()}
+
+    def observe(self, step: int, steps: int, *, point: bool) -> dict[str, float]:
+        """See :class:`Objective`.
+
+        Raises:
+            NoPseudoLabelsError: no pseudo-label counted for longer than the patience.
+        """
+        if point and int(self.dry) >= self.patience:
+            raise NoPseudoLabelsError(
+                f"no pseudo-label reached the threshold {self.threshold} in the last {int(self.dry)} of {step} steps: "
+                "the teacher is sure of nothing. Lower self_train.threshold, fine-tune longer, or leave self-training "
+                "out (self_train.enabled=false)"
+            )
+        return {}
+
+    def concern(self, figures: Mapping[str, float], step: int, steps: int) -> str | None:
+        """See :class:`Objective`; tells when no pseudo-label counts."""
+        if figures["confident_share"] > 0:
+            return None
+        return f"no pseudo-label reaches the threshold {self.threshold}; the labelled images alone train the student"
 
 
 class Distillation(_Averaged):

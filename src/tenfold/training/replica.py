@@ -1,0 +1,119 @@
+"""One rank's copy of an objective: forward and backward passes over its part of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from tenfold.augment.stream import Batch
+from tenfold.config import TrainConfig
+from tenfold.models.encoder import Encoder
+from tenfold.models.norm import BatchNorm, average_statistics, computed_again
+from tenfold.models.resnet import Block
+from tenfold.ranks import whole, world_size
+from tenfold.training.average import Average
+from tenfold.training.objectives import Figures, Objective
+from tenfold.training.way import Way, autocast, compile_networks
+
+
+class Replica:
+    """Gradients of the mean loss over all ranks and all parts of a batch are left in the parameters.
+
+    Parameters are the same on all ranks, or with ``sharding: full`` spread over them (FSDP2). Gradients are averaged
+    while the backward pass goes on (DistributedDataParallel), after the last part of the batch alone.
+    """
+
+    def __init__(self, objective: Objective, config: TrainConfig, device: torch.device) -> None:
+        """Bring ``objective`` to ``device``, in its place; parameters are final after this, the way is not."""
+        self.objective, self._config, self._device = objective, config, device
+        self._step: nn.Module = objective
+        objective.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        objective.train()
+        for module in objective.modules():
+            if isinstance(module, BatchNorm):
+                module.across = config.batch_norm == "global"
+        if config.checkpoint_activations:
+            for network in objective.trained():
+                recompute_blocks(network)
+        if config.sharding == "full" and world_size() > 1:
+            for child in objective.children():
+                _spread(child.model if isinstance(child, Average) else child)
+
+    def take(self, way: Way) -> None:
+        """Compute that way from now on."""
+        self._way = way
+        if way.compiled:
+            compile_networks(self.objective)
+        if world_size() > 1 and self._config.sharding == "none":
+            self._step = DistributedDataParallel(
+                self.objective, broadcast_buffers=False, gradient_as_bucket_view=True,
+                # else the buckets change after the first step, and with them the order of sums after a restart
+                find_unused_parameters=bool(self._config.deterministic),
+            )  # fmt: skip
+
+    def backward(self, batches: Mapping[str, Batch]) -> Figures:
+        """Leave the gradients in the parameters, and return the loss and the objective's figures."""
+        count = self._config.accumulate
+        cut = {name: batch.split(count) for name, batch in batches.items()}
+        seen: list[Figures] = []
+        for number in range(count):
+            with self._exchange(last=number == count - 1), autocast(self._device, self._way.precision):
+                loss, figures = self._step({name: parts[number] for name, parts in cut.items()})
+            with self._exchange(last=number == count - 1):
+                (loss / count).backward()
+            seen.append({"loss": loss.detach(), **figures})
+        return seen[0] if count == 1 else {key: torch.stack([each[key] for each in seen]).mean() for key in seen[0]}
+
+    @contextmanager
+    def _exchange(self, *, last: bool) -> Iterator[None]:
+        """Let gradients go to the other ranks, if this is the batch's last part."""
+        if isinstance(self._step, DistributedDataParallel):
+            with nullcontext() if last else self._step.no_sync():
+                yield
+            return
+        for module in self.objective.modules() if self._config.sharding == "full" else ():
+            if isinstance(module, FSDPModule):
+                module.set_requires_gradient_sync(last, recurse=False)
+        yield
+
+    def gradient_norm(self, parameters: list[nn.Parameter]) -> Tensor:
+        """Return the length of the gradient of all parameters."""
+        return whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+    def follow(self) -> None:
+        """Follow up an update."""
+        average_statistics(self.objective)
+        self.objective.after_step()
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Let residual blocks keep their input alone, and compute the rest again in the backward pass."""
+    blocks = [module for module in network.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.forward = wraps(block.forward)(  # type: ignore[method-assign]
+            partial(
+                checkpoint, block.forward, use_reentrant=False,
+                context_fn=lambda: (nullcontext(), computed_again()),
+            )
+        )  # fmt: skip
+    for module in network.modules():  # timm's networks know how to do it themselves
+        set_it: Any = getattr(module, "set_grad_checkpointing", None)
+        if set_it is not None:
+            set_it(True)
+
+
+def _spread(network: nn.Module) -> None:
+    """Spread parameters over the ranks: each residual block's, then each encoder's others, then the rest."""
+    for kind in (Block, Encoder):
+        for module in network.modules():
+            if isinstance(module, kind):
+                fully_shard(module)
+    fully_shard(network)
