@@ -15,16 +15,11 @@ from pathlib import Path
 
 import psutil
 
-from tenfold.environment import Environment
+from tenfold.environment import Environment, allocator
 from tenfold.errors import TenfoldError
 from tenfold.fingerprint import source_digest
 from tenfold.pipelines.semi_supervised import Images, build
 from tenfold.tracking import close_runs
-
-#: glibc's allocator keeps big blocks: a training step asks for the same ones again and again.
-KEEP_MEMORY = (
-    "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
-)
 
 
 class PipelineError(TenfoldError):
@@ -115,8 +110,9 @@ def _inherited(environment: Environment, temporary: Path) -> Iterator[None]:
         "MLFLOW_EXPERIMENT_NAME": environment.experiment, "TMPDIR": str(temporary),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }  # fmt: skip
-    if "GLIBC_TUNABLES" not in os.environ:
-        values["GLIBC_TUNABLES"] = KEEP_MEMORY
+    values |= allocator()
+    if environment.processes:
+        values["TENFOLD_PROCESSES"] = str(environment.processes)
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

@@ -8,11 +8,13 @@ def distill(
     teacher: dsl.Input[dsl.Model], finetuned: dsl.Input[dsl.Model], student: dsl.Output[dsl.Model],
 ):  # fmt: skip
     """Train the student on the teacher's soft labels, or on the live teacher."""
+    from pathlib import Path
+
     from tenfold.execution import execute
 
-    inputs = {"dataset": dataset, "views": views, "evaluation": evaluation, "soft_labels": soft_labels.path,
-              "teacher": teacher.path, "finetuned": finetuned.path}  # fmt: skip
-    execute("distill", config, inputs, {"student": student.path})
+    inputs = {"dataset": dataset, "views": views, "evaluation": evaluation, "soft_labels": Path(soft_labels.path),
+              "teacher": Path(teacher.path), "finetuned": Path(finetuned.path)}  # fmt: skip
+    execute("distill", config, inputs, {"student": student.path}, trains=True)
 
 
 def component(image: str):

@@ -16,9 +16,10 @@ def evaluate(
 
     from tenfold.execution import execute
 
-    inputs = {"dataset": dataset, "evaluation": evaluation_view, "views": views.path, "encoder": encoder.path,
-              "baseline": baseline.path, "finetuned": finetuned.path, "teacher": teacher.path,
-              "soft_labels": soft_labels.path, "student": student.path}  # fmt: skip
+    inputs = {"dataset": dataset, "evaluation": evaluation_view, "views": Path(views.path),
+              "encoder": Path(encoder.path), "baseline": Path(baseline.path),
+              "finetuned": Path(finetuned.path), "teacher": Path(teacher.path),
+              "soft_labels": Path(soft_labels.path), "student": Path(student.path)}  # fmt: skip
     result = execute("evaluate", config, inputs, {"evaluation": evaluation.path, "report": report.path})
     scores = result.student
     values = {

@@ -8,18 +8,21 @@ def finetune(
     classifier: dsl.Output[dsl.Model],
 ):  # fmt: skip
     """Fine-tune the pretrained encoder on the labelled images, from the middle of its projection head."""
+    from pathlib import Path
+
     from tenfold.execution import execute
 
-    inputs = {"dataset": dataset, "views": views, "evaluation": evaluation, "encoder": encoder.path}
-    execute("finetune", config, inputs, {"classifier": classifier.path})
+    inputs = {"dataset": dataset, "views": views, "evaluation": evaluation, "encoder": Path(encoder.path)}
+    execute("finetune", config, inputs, {"classifier": classifier.path}, trains=True)
 
 
 def baseline(config: str, dataset: str, views: str, evaluation: str, classifier: dsl.Output[dsl.Model]):
     """Train the student's network on the labelled images alone."""
+
     from tenfold.execution import execute
 
     inputs = {"dataset": dataset, "views": views, "evaluation": evaluation, "encoder": None}
-    execute("baseline", config, inputs, {"classifier": classifier.path}, room="finetune")
+    execute("baseline", config, inputs, {"classifier": classifier.path}, room="finetune", trains=True)
 
 
 def component(image: str):

@@ -11,7 +11,7 @@ def pretrain(config: str, dataset: str, watched: str, views: str, evaluation: st
     from tenfold.execution import execute
 
     inputs = {"dataset": dataset, "watched": watched or None, "views": views, "evaluation": evaluation}
-    execute("pretrain", config, inputs, {"encoder": encoder.path})
+    execute("pretrain", config, inputs, {"encoder": encoder.path}, trains=True)
 
 
 def component(image: str):

@@ -10,11 +10,12 @@ def promote(
     report: dsl.Output[dsl.HTML], verdict: dsl.Output[dsl.Markdown],
 ) -> NamedTuple("Verdict", [("alias", str), ("version", str)]):  # fmt: skip
     """Register the student, and make it champion if it beats the present one on the same test images."""
+    from pathlib import Path
     from typing import NamedTuple
 
     from tenfold.execution import execute
 
-    inputs = {"student": student.path, "evaluation": evaluation.path}
+    inputs = {"student": Path(student.path), "evaluation": Path(evaluation.path)}
     decided = execute("promote", config, inputs, {"report": report.path, "verdict": verdict.path})
     return NamedTuple("Verdict", [("alias", str), ("version", str)])(decided.alias, decided.version)
 

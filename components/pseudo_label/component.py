@@ -8,10 +8,12 @@ def pseudo_label(
     finetuned: dsl.Input[dsl.Model], encoder: dsl.Input[dsl.Model], soft_labels: dsl.Output[dsl.Dataset],
 ):  # fmt: skip
     """Write the teacher's soft labels for every training image, a file a shard."""
+    from pathlib import Path
+
     from tenfold.execution import execute
 
-    inputs = {"dataset": dataset, "weak": weak, "evaluation": evaluation, "teacher": teacher.path,
-              "finetuned": finetuned.path, "encoder": encoder.path}  # fmt: skip
+    inputs = {"dataset": dataset, "weak": weak, "evaluation": evaluation, "teacher": Path(teacher.path),
+              "finetuned": Path(finetuned.path), "encoder": Path(encoder.path)}  # fmt: skip
     execute("pseudo_label", config, inputs, {"soft_labels": soft_labels.path})
 
 

@@ -8,10 +8,12 @@ def self_train(
     better: dsl.Output[dsl.Model],
 ):  # fmt: skip
     """Let an EMA teacher label the unlabelled images for its own student (Semi-ViT)."""
+    from pathlib import Path
+
     from tenfold.execution import execute
 
-    inputs = {"dataset": dataset, "weak": weak, "strong": strong, "teacher": teacher.path}
-    execute("self_train", config, inputs, {"teacher": better.path})
+    inputs = {"dataset": dataset, "weak": weak, "strong": strong, "teacher": Path(teacher.path)}
+    execute("self_train", config, inputs, {"teacher": better.path}, trains=True)
 
 
 def component(image: str):

@@ -39,6 +39,7 @@ class Environment:
         cache_bytes: at most this much of shards from afar is kept on local disk (``TENFOLD_CACHE_BYTES``).
         events: file to which progress is appended as JSON lines (``TENFOLD_EVENTS``).
         owner: process whose death ends this one (``TENFOLD_OWNER_PID``), set by the local runner.
+        trainjob: what TrainJob to train as, in JSON (``TENFOLD_TRAINJOB``, set when the pipeline is compiled).
     """
 
     home: Path
@@ -54,6 +55,7 @@ class Environment:
     cache_bytes: int
     events: Path | None
     owner: int | None
+    trainjob: str | None
 
     @classmethod
     def read(cls) -> Environment:
@@ -75,7 +77,19 @@ class Environment:
             cache_bytes=int(_number("TENFOLD_CACHE_BYTES", 100e9)),
             events=Path(events) if events else None,
             owner=int(_number("TENFOLD_OWNER_PID", 0)) or None,
+            trainjob=get("TENFOLD_TRAINJOB") or None,
         )
+
+
+def allocator() -> dict[str, str]:
+    """Return variables that make glibc's allocator keep big blocks, in huge pages where the kernel has them.
+
+    A training step asks for the same blocks again and again. They work from a process's start on.
+    """
+    if "GLIBC_TUNABLES" in os.environ:
+        return {}
+    settings = {"hugetlb": 1, "mmap_threshold": 1 << 30, "trim_threshold": 1 << 32, "top_pad": 1 << 26}
+    return {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())}
 
 
 def _number(name: str, default: float) -> float:

@@ -48,6 +48,10 @@ class ResumeError(TenfoldError):
     """A checkpoint was made with other settings, classes or ranks than those that would go on from it."""
 
 
+class LaunchError(TenfoldError):
+    """A training on several ranks failed; the message is its own where it left one."""
+
+
 class NoPseudoLabelsError(TenfoldError):
     """Self-training found nothing to learn from for too long."""
 

@@ -11,29 +11,25 @@ import importlib
 import json
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
-
-import psutil
-from pydantic import ValidationError
+from typing import Any
 
 from tenfold import __version__
 from tenfold.data.manifest import dataset_digest
 from tenfold.environment import Environment
-from tenfold.errors import ConfigError, DataError, InterruptedTrainingError, TenfoldError, first_fault, redact
+from tenfold.errors import DataError, InterruptedTrainingError, TenfoldError, redact
 from tenfold.fingerprint import canonical_json, digest, fingerprint, source_digest
+from tenfold.launch import launch, processes
+from tenfold.owner import end_with
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
-from tenfold.tracking import NoTracker, QueuedTracker, Tracker, task_run
-from tenfold.work import Work
-
-T = TypeVar("T")
+from tenfold.tracking import NoTracker, QueuedTracker, Tracker, running_tasks, task_run
+from tenfold.work import FINAL, Work, published
+from tenfold.worker import perform
 
 LINEAGE = "lineage.json"
 
@@ -53,20 +49,19 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     return lineage
 
 
-def identities(inputs: Any) -> dict[str, str | None]:
+def identities(inputs: Mapping[str, str | Path | None]) -> dict[str, str | None]:
     """Return input name → what its content is called.
 
     A folder is called by the fingerprint in its lineage, a data set by its digest, other text by itself.
     """
     names: dict[str, str | None] = {}
-    for item in fields(inputs):
-        value = getattr(inputs, item.name)
+    for name, value in inputs.items():
         if isinstance(value, Path):
-            names[item.name] = str(read_lineage(value)["fingerprint"])
-        elif value is not None and item.name in {"dataset", "watched"}:
-            names[item.name] = dataset_digest(value)
+            names[name] = str(read_lineage(value)["fingerprint"])
+        elif value is not None and name in {"dataset", "watched"}:
+            names[name] = dataset_digest(value)
         else:
-            names[item.name] = None if value is None else digest(str(value))
+            names[name] = None if value is None else digest(value)
     return names
 
 
@@ -84,7 +79,7 @@ class Attempt:
         self._stage = stage
 
     def __enter__(self) -> Attempt:
-        _end_with(self.environment.owner)
+        end_with(self.environment.owner)
         self.reporter.event("preparing")
         return self
 
@@ -110,20 +105,22 @@ class Attempt:
 
 
 def execute(
-    task: str, config: str, inputs: Mapping[str, str | None], outputs: Mapping[str, str], *, room: str | None = None
-) -> Any:
+    task: str, config: str, inputs: Mapping[str, Any], outputs: Mapping[str, str], *,
+    room: str | None = None, trains: bool = False,
+) -> Any:  # fmt: skip
     """Run a stage as a task of the pipeline, and return what its ``run`` returns.
 
-    Reads the surroundings, opens the work place, calls the stage, checks that each output was written, and
-    leaves the lineage beside it. The stage's module, and with it torch, is loaded inside its working time;
-    MLflow is loaded and spoken to by a thread beside it.
+    Reads the surroundings, opens the work place, runs the stage, checks that each output was written, and leaves the
+    lineage beside it. The stage's module, and with it torch, is loaded inside its working time; MLflow is loaded and
+    spoken to by a thread beside it.
 
     Args:
         task: the task's name.
         config: its canonical configuration string.
-        inputs: fields of the stage's ``Inputs``; artifacts by their local path.
+        inputs: fields of the stage's ``Inputs``: text, a local :class:`Path` for an artifact, or None.
         outputs: fields of the stage's ``Outputs``, local paths all.
         room: folder of the stage below ``components``, where it is not the task's name.
+        trains: that it may run on several ranks: processes of this machine, or a TrainJob's pods.
     """
     with Attempt(task) as attempt:
         environment = attempt.environment
@@ -131,62 +128,72 @@ def execute(
         start = time.monotonic()
         # threads that wait by spinning take the cores from the data's threads, and from whatever else runs here
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        gc.disable()  # importing torch makes many objects and no garbage
-        module = importlib.import_module(f"tenfold.components.{room or task}.stage")
-        gc.enable()
+        spread = trains and (environment.trainjob is not None or processes(environment) > 1)
+        if not spread:
+            gc.disable()  # importing torch makes many objects and no garbage
+            importlib.import_module(f"tenfold.components.{room or task}.stage")
+            gc.enable()
         # only now: two threads that import at once hinder each other more than they gain
         attempt.tracker = tracker = QueuedTracker(partial(task_run, environment, task))
-        given, made = _typed(module.Inputs, inputs), _typed(module.Outputs, outputs)
-        try:
-            parsed = module.CONFIGS[task].model_validate_json(config)
-        except ValidationError as error:
-            raise ConfigError(
-                f"the configuration string of {task} does not fit this version: {first_fault(error.errors())}"
-            ) from None
-        code, names = source_digest(), identities(given)
+        code, names = source_digest(), identities(inputs)
         name = fingerprint(task, config, names, code)
+        dataset = inputs.get("dataset")
         tracker.tags(
             {"tenfold.fingerprint": name, "tenfold.code": code, "tenfold.version": __version__,
              "tenfold.config": config, "tenfold.inputs": canonical_json(names),
-             **({"tenfold.dataset": given.dataset} if hasattr(given, "dataset") else {})}
+             **({"tenfold.dataset": dataset} if dataset is not None else {})}
         )  # fmt: skip
         tracker.params(_flat(json.loads(config)))
         work = Work(task, name, open_store(environment.store), environment, attempt.reporter, tracker)
-        result = module.run(parsed, given, made, work)
+        made = {key: Path(value) for key, value in outputs.items()}
+        result = (launch if spread else perform)(task, room, config, inputs, made, work)
         seconds = time.monotonic() - start + sum(work.spent)
         tracker.metrics({"seconds": seconds})
         tracker.tags({"tenfold.outputs": json.dumps(list(outputs.values()))})
         lineage = {
             "stage": task, "fingerprint": name, "run_id": environment.run_id, "mlflow_run_id": tracker.run_id,
             "code": code, "version": __version__, "config": json.loads(config), "seconds": seconds,
-            "dataset": getattr(given, "dataset", None), "inputs": _input_lineages(given),
+            "dataset": dataset, "inputs": _input_lineages(inputs),
         }  # fmt: skip
         _seal(made, lineage)
         tracker.finish("FINISHED")
-        for entry in list(work.store.list(work.shared)):  # all attempts' checkpoints have done their service
-            work.store.delete(entry.key)
+        _clean(work)
         attempt.reporter.finished(seconds)
         return result
 
 
-def _typed(kind: type[T], values: Mapping[str, str | None]) -> T:
-    """Return the dataclass ``kind`` with ``values``, those of its paths as paths."""
-    hints = get_type_hints(kind)
-    return kind(**{n: Path(v) if v is not None and hints[n] in (Path, Path | None) else v for n, v in values.items()})
+def _clean(work: Work) -> None:
+    """Remove the checkpoints that have done their service: this run's, and those of runs that are over.
+
+    While another run is at work on the same stage, the published result stays for it.
+    """
+    entries = list(work.store.list(work.shared))
+    runs = {entry.key.removeprefix(work.shared).rpartition("/")[0].partition("/")[0] for entry in entries}
+    busy = runs - {work.environment.run_id, ""}
+    if busy:
+        try:
+            busy &= running_tasks(work.environment, work.stage)
+        except TenfoldError as error:
+            work.reporter.warn(f"{error}; checkpoints of other runs stay in {work.store.uri}/{work.shared}")
+    kept = tuple(f"{work.shared}{run}/" for run in busy)
+    result = published(work) if busy else None
+    if result is not None:
+        kept += (f"{work.shared}{FINAL}", result[1])
+    for entry in entries:
+        if not entry.key.startswith(kept):
+            work.store.delete(entry.key)
 
 
-def _seal(outputs: Any, lineage: dict[str, Any]) -> None:
-    for item in fields(outputs):
-        path = getattr(outputs, item.name)
+def _seal(outputs: Mapping[str, Path], lineage: dict[str, Any]) -> None:
+    for name, path in outputs.items():
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            raise RuntimeError(f"the stage never wrote its output '{item.name}'")
+            raise RuntimeError(f"the stage never wrote its output '{name}'")
         if path.is_dir():
             (path / LINEAGE).write_text(json.dumps(lineage, indent=1))
 
 
-def _input_lineages(inputs: Any) -> dict[str, Any]:
-    values = {item.name: getattr(inputs, item.name) for item in fields(inputs)}
-    return {name: read_lineage(value) for name, value in values.items() if isinstance(value, Path)}
+def _input_lineages(inputs: Mapping[str, str | Path | None]) -> dict[str, Any]:
+    return {name: read_lineage(value) for name, value in inputs.items() if isinstance(value, Path)}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, object]:
@@ -196,20 +203,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, object]:
             flat.update(_flat(inner, f"{prefix}{key}."))
         return flat
     return {prefix.removesuffix("."): value}
-
-
-def _end_with(owner: int | None) -> None:
-    """End this process when the one that started the local run is gone, however it went."""
-    if owner is None:
-        return
-    try:
-        watched = psutil.Process(owner)
-    except psutil.NoSuchProcess:
-        os._exit(75)
-
-    def watch() -> None:
-        while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.5)
-        os._exit(75)
-
-    threading.Thread(target=watch, daemon=True, name="owner-watch").start()

@@ -30,10 +30,11 @@ def count(number: int, what: str) -> str:
 class Reporter:
     """Reports one stage's progress."""
 
-    def __init__(self, stage: str, events: Path | None = None) -> None:
-        self.stage = stage
-        self._events = events
-        self._stream = sys.__stderr__  # KFP redirects sys.stdout and sys.stderr
+    def __init__(self, stage: str, events: Path | None = None, *, quiet: bool = False) -> None:
+        """Report for ``stage``: to the file ``events``, else on standard error; ``quiet``: to nobody."""
+        self.stage, self.quiet = stage, quiet
+        self._events = None if quiet else events
+        self._stream = None if quiet else sys.__stderr__  # KFP redirects sys.stdout and sys.stderr
         self._terminal = bool(self._stream and self._stream.isatty())
         self._drawn = 0.0
         self._phase = ""

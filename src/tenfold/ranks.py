@@ -40,9 +40,9 @@ def all_gather(tensor: Tensor) -> Tensor:
     """Return the ranks' tensors of one shape, concatenated by rank along the first dimension; no gradient."""
     if world_size() == 1:
         return tensor.detach()
-    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.detach().contiguous())
-    return torch.cat(parts)
+    gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
+    dist.all_gather_into_tensor(gathered, tensor.detach().contiguous())
+    return gathered
 
 
 def mean(tensor: Tensor) -> Tensor:

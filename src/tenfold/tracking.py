@@ -290,6 +290,16 @@ def close_runs(environment: Environment, status: str) -> None:
             mlflow.set_terminated(run.info.run_id, status)
 
 
+def running_tasks(environment: Environment, task: str) -> set[str]:
+    """Return the run ids of the pipeline runs whose ``task`` is at work."""
+    mlflow = client(environment, patient=False)
+    with _Explained("asking what is at work"):
+        found = mlflow.get_experiment_by_name(environment.experiment)
+        condition = f"tags.`{TASK_TAG}` = '{task}' and attributes.status = 'RUNNING'"
+        runs = mlflow.search_runs([found.experiment_id], condition) if found is not None else []
+        return {run.data.tags[RUN_TAG] for run in runs}
+
+
 def latest_tasks(environment: Environment, limit: int = 200) -> dict[str, list[dict[str, str]]]:
     """Return task → the tags of its finished runs, newest first: what ``tenfold plan`` compares with."""
     mlflow = client(environment, patient=False)

@@ -7,10 +7,12 @@ safe, the checkpoints of all of them are removed.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tenfold.environment import Environment
+from tenfold.errors import TenfoldError
 from tenfold.progress import Reporter
 from tenfold.storage import Store
 from tenfold.tracking import NoTracker, Tracker
@@ -52,3 +54,20 @@ class Work:
     def cache(self) -> Path:
         """Local folder for shards that come from afar."""
         return self.environment.home / "cache"
+
+
+#: Names the last checkpoint of the run that was the first to end, as ``{"folder": …, "step": …}``.
+FINAL = "final.json"
+
+
+def published(work: Work) -> tuple[int, str] | None:
+    """Return step and folder of the checkpoint that is the fingerprint's result; None where none is published."""
+    key = f"{work.shared}{FINAL}"
+    if not work.store.exists(key):
+        return None
+    try:
+        told = json.loads(work.store.read(key))
+        return int(told["step"]), str(told["folder"])
+    except (TenfoldError, KeyError, TypeError, ValueError) as error:
+        work.reporter.warn(f"{work.store.uri}/{key} cannot be read ({error}); passing it over")
+        return None

@@ -13,7 +13,7 @@ from tenfold.losses.nt_xent import nt_xent
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.training.average import Average
-from tenfold.training.objectives import Contrastive, Distillation, SelfTraining, Supervised
+from tenfold.training.objectives import Contrastive, Distillation, Objective, SelfTraining, Supervised
 
 CLASSES = 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])

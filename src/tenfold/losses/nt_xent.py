@@ -83,11 +83,11 @@ class _Accuracy:
     def __init__(self, z: Tensor) -> None:
         self._own, self._best = z.new_empty(len(z) // 2), z.new_full((len(z) // 2,), -torch.inf)
 
-    def see(self, rows: slice, tile: Tensor, *, own: bool) -> None:
-        """Take in similarities of first views to second views; ``own``: their positives are the diagonal."""
+    def see(self, rows: slice, tile: Tensor, offset: int) -> None:
+        """Take in similarities of first views to second views; the positives are the diagonal at ``offset``."""
         self._best[rows] = torch.maximum(self._best[rows], tile.amax(1))
-        if own:
-            self._own[rows] = tile.diagonal()
+        own, first = tile.diagonal(offset), rows.start + max(0, -offset)
+        self._own[first : first + len(own)] = own
 
     def share(self) -> Tensor:
         return (self._own >= self._best).float().mean()
@@ -102,7 +102,7 @@ class _Triangle(torch.autograd.Function):
         total, accuracy = z.new_zeros(len(z)), _Accuracy(z)
         for rows, columns, tile in _Triangle.tiles(z, scale):
             if rows.start < half <= columns.start:
-                accuracy.see(rows, tile, own=columns.start == rows.start + half)
+                accuracy.see(rows, tile, rows.start + half - columns.start)
             total[rows] += tile.sum(1)
             if rows != columns:
                 total[columns] += tile.sum(0)
@@ -147,13 +147,12 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, temperature: float, weight: float) -> tuple[Tensor, Tensor]:
-        scale, every, half = 1 / temperature, all_gather(z), len(z) // 2
+        scale, every, half = 1 / temperature, _by_view(all_gather(z)), len(z) // 2
         least = torch.finfo(z.dtype).min  # not -inf: a row may meet itself alone first
         most, total, accuracy = z.new_full((len(z),), least), z.new_zeros(len(z)), _Accuracy(z)
         for rows, columns, tile in _Rows.tiles(z, every, scale):
-            own = columns.start == rank() * len(z) + rows.start + half
-            if rows.start < half <= columns.start % len(z):
-                accuracy.see(rows, tile, own=own)
+            if rows.start < half and columns.start >= len(every) // 2:
+                accuracy.see(rows, tile, len(every) // 2 + rank() * half + rows.start - columns.start)
             grown = torch.maximum(most[rows], tile.amax(1))
             total[rows] = total[rows] * (most[rows] - grown).exp() + tile.sub_(grown[:, None]).exp_().sum(1)
             most[rows] = grown
@@ -166,26 +165,29 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def tiles(z: Tensor, every: Tensor, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield sim/tau of each pair of blocks, -inf for a view with itself; the next overwrites it."""
-        blocks, room = _blocks(len(z)), z.new_empty(TILE * TILE)
-        first = rank() * len(z)
-        for rows in blocks:
-            for start in range(0, len(every), len(z)):
-                for block in blocks:
-                    columns = slice(start + block.start, start + block.stop)
-                    shape = (rows.stop - rows.start, columns.stop - columns.start)
-                    tile = room[: shape[0] * shape[1]].view(shape)
-                    torch.mm(z[rows], every[columns].T, out=tile)
-                    tile.mul_(scale)
-                    if columns.start == first + rows.start:
-                        tile.fill_diagonal_(-torch.inf)
-                    yield rows, columns, tile
+        """Yield sim/tau of each pair of blocks, -inf for a view with itself; the next overwrites it.
+
+        ``every`` has all ranks' first views, then their second ones, so that a block is large where a rank's part of
+        the batch is small.
+        """
+        room, half = z.new_empty(TILE * TILE), len(z) // 2
+        for rows in _blocks(len(z)):
+            view, row = divmod(rows.start, half)
+            here = view * (len(every) // 2) + rank() * half + row  # the first row's place in ``every``
+            for columns in _blocks(len(every)):
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                tile = room[: shape[0] * shape[1]].view(shape)
+                torch.mm(z[rows], every[columns].T, out=tile)
+                tile.mul_(scale)
+                tile.diagonal(here - columns.start).fill_(-torch.inf)
+                yield rows, columns, tile
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         z, every, level = ctx.saved_tensors
         weight = grads[0].expand(len(z)) * ctx.weight
-        levels, weights = all_gather(level), all_gather(weight)  # so that no gradient of the size of the views is sent
+        # so that no gradient of the size of the views is sent
+        levels, weights = _by_view(all_gather(level)), _by_view(all_gather(weight))
         made = torch.zeros_like(z)
         for rows, columns, tile in _Rows.tiles(z, every, ctx.scale):
             as_key = (tile - levels[columns]).exp_().mul_(weights[columns])
@@ -193,3 +195,9 @@ class _Rows(torch.autograd.Function):
             made[rows].addmm_(tile, every[columns])
         made.sub_(_positives(z) * (2 * weight[:, None]))
         return made.mul_(ctx.scale), None, None
+
+
+def _by_view(gathered: Tensor) -> Tensor:
+    """Return the ranks' rows, of which each rank's are first views and then second ones, ordered by view alone."""
+    cut = gathered.view(world_size(), 2, -1, *gathered.shape[1:])
+    return cut.transpose(0, 1).reshape(gathered.shape)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.ranks import all_gather, mean, world_size
+from tenfold.ranks import mean, world_size
 
 #: Whether a part of the forward pass is being computed a second time, so that its averages are there already.
 _again = False
@@ -112,12 +112,16 @@ class _GlobalNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         dims = [0, *range(2, x.ndim)]
         count = x.numel() // x.shape[1]
-        local_variance, local_mean = torch.var_mean(x, dims, correction=0)
-        packed = torch.stack([local_mean, local_variance, torch.full_like(local_mean, count)])
-        means, variances, counts = all_gather(packed[None]).unbind(1)
-        total = counts[:, :1].sum()
-        mean = (means * counts).sum(0) / total
-        variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
+        local_variance, local_mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=0)
+        # float64, in which the difference of two squares is exact enough
+        local_mean, kind = local_mean.double(), weight.dtype
+        sums = [local_mean, local_variance + local_mean**2, torch.ones_like(local_mean)]
+        packed = torch.stack(sums).mul_(count)
+        dist.all_reduce(packed)
+        total = packed[2, 0].to(kind)
+        wide = packed[0] / packed[2]
+        variance = (packed[1] / packed[2] - wide**2).clamp_min_(0).to(kind)
+        mean = wide.to(kind)
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), total)
         ctx.mark_non_differentiable(mean, variance)
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance
@@ -128,13 +132,14 @@ class _GlobalNorm(torch.autograd.Function):
         slope = grads[0]
         assert slope is not None
         dims, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
-        offset_grad = slope.sum(dims)
-        gain_grad = (slope * (x - mean.view(shape))).sum(dims) * scale
+        offset_grad = slope.sum(dims, dtype=weight.dtype)
+        gain_grad = (slope * (x - mean.view(shape))).sum(dims, dtype=weight.dtype) * scale
         sums = torch.stack([offset_grad, gain_grad])
         dist.all_reduce(sums)
         # dx = γ/σ · (dy - mean(dy) - x̂·mean(dy·x̂)), written as a·dy + b·x + c for each channel
         a = weight * scale
         b = -a * scale * sums[1] / total
         c = -a * sums[0] / total - b * mean
-        dx = torch.addcmul(c.view(shape), slope, a.view(shape)).addcmul_(x, b.view(shape))
+        a, b, c = (each.to(x.dtype).view(shape) for each in (a, b, c))
+        dx = torch.addcmul(c, slope, a).addcmul_(x, b)
         return dx, gain_grad, offset_grad, None

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from tenfold.errors import ConflictError, TenfoldError
 from tenfold.fingerprint import canonical_json, digest
-from tenfold.work import Work
+from tenfold.work import FINAL, Work, published
 
 _FILES, _COMPLETE = ("state.safetensors", "state.json"), "complete.json"
-_FOLDER, _FINAL = "checkpoints/", "final.json"
+_FOLDER = "checkpoints/"
 _KEPT = 2
 
 
@@ -117,7 +117,7 @@ class Checkpoints:
         self.wait()
         own = _Place(step, self._folder(step))
         record = canonical_json({"step": step, "folder": own.folder}).encode()
-        key = f"{self._work.shared}{_FINAL}"
+        key = f"{self._work.shared}{FINAL}"
         with contextlib.suppress(ConflictError):
             if self._writes:
                 self._work.store.create(key, record)
@@ -129,15 +129,8 @@ class Checkpoints:
         return found
 
     def _published(self) -> _Place | None:
-        key = f"{self._work.shared}{_FINAL}"
-        if not self._work.store.exists(key):
-            return None
-        try:
-            told = json.loads(self._work.store.read(key))
-            return _Place(int(told["step"]), str(told["folder"]))
-        except (TenfoldError, KeyError, TypeError, ValueError) as error:
-            self._work.reporter.warn(f"{self._work.store.uri}/{key} cannot be read ({error}); passing it over")
-            return None
+        found = published(self._work)
+        return _Place(*found) if found else None
 
     def _folder(self, step: int) -> str:
         return f"{self._own}{step:09d}/"

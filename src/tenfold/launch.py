@@ -1,0 +1,125 @@
+"""Starting a training stage on several ranks: by torchrun on this machine, or as a TrainJob over many."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tenfold.environment import Environment, allocator
+from tenfold.errors import InterruptedTrainingError, LaunchError, StorageError
+from tenfold.work import Work
+from tenfold.worker import FAILURE, REQUEST, RESULT, Request, fetch_folder, send_folder
+
+#: How often torchrun starts the ranks again after one died.
+RESTARTS = 3
+
+
+def processes(environment: Environment) -> int:
+    """Return how many processes train together on this machine: what is asked for, or one for each GPU."""
+    if environment.processes is not None:
+        return environment.processes
+    if environment.device == "cpu":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def launch(
+    task: str, room: str | None, config: str, inputs: Mapping[str, str | Path | None], outputs: Mapping[str, Path],
+    work: Work,
+) -> Any:  # fmt: skip
+    """Run a stage on several ranks, wait for its end, and return what it returned.
+
+    Its ranks get the request, and leave their result, in the work place. A TrainJob's pods share no disk with this one:
+    artifacts go through the store.
+
+    Raises:
+        LaunchError: the training failed; the message is its own where it left one.
+        InterruptedTrainingError: it was told to end and can go on.
+    """
+    afar, place = work.environment.trainjob is not None, f"{work.own}launch/"
+    folders = {name: folder for name, folder in inputs.items() if isinstance(folder, Path)}
+    request = Request(
+        task=task, room=room, config=config, fingerprint=work.fingerprint, afar=afar,
+        parameters={name: value for name, value in inputs.items() if not isinstance(value, Path)},
+        artifacts={name: f"{place}inputs/{name}" if afar else str(folder) for name, folder in folders.items()},
+        outputs={name: f"{place}outputs/{name}" if afar else str(folder) for name, folder in outputs.items()},
+    )  # fmt: skip
+    for name in (FAILURE, *([] if afar else [RESULT])):  # of an earlier attempt; a complete TrainJob's result counts
+        work.store.delete(place + name)
+    for name, folder in folders.items() if afar else ():
+        send_folder(work.store, folder, request.artifacts[name])
+    work.store.write(place + REQUEST, request.model_dump_json().encode())
+    if work.environment.trainjob is not None:
+        _trainjob(work.environment.trainjob, f"{place}{REQUEST}", work)
+    else:
+        _torchrun(f"{place}{REQUEST}", work, place)
+    try:
+        left = json.loads(work.store.read(place + RESULT))
+    except StorageError:
+        raise LaunchError(f"the processes of {task} ended without a result; see their log") from None
+    for name, folder in outputs.items() if afar else ():
+        fetch_folder(work.store, request.outputs[name], folder)
+    work.spent.append(float(left["spent"]))
+    return left["result"]
+
+
+def _torchrun(key: str, work: Work, place: str) -> None:
+    count, environment = processes(work.environment), work.environment
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
+        f"--max-restarts={RESTARTS}", "-m", "tenfold.worker", key,
+    ]  # fmt: skip
+    threads = str(max(1, environment.threads // count))
+    variables = {
+        **os.environ, **allocator(), "TENFOLD_RUN_ID": environment.run_id, "TENFOLD_STORE": environment.store,
+        "TENFOLD_OWNER_PID": str(os.getpid()), "TENFOLD_THREADS": threads, "OMP_NUM_THREADS": threads,
+    }  # fmt: skip
+    work.reporter.note(f"trains with {count} processes")
+    process = subprocess.Popen(command, env=variables)
+    with _passed_on(process) as told:
+        status = process.wait()
+    if status == 0:
+        return
+    if work.store.exists(place + FAILURE):
+        raise LaunchError(json.loads(work.store.read(place + FAILURE))["message"])
+    if told.is_set():
+        raise InterruptedTrainingError("told to end; a checkpoint holds what was done, and the same again goes on")
+    raise LaunchError(
+        f"the {count} processes of {work.stage} ended with status {status}, {RESTARTS} new starts included; "
+        "their log tells why"
+    )
+
+
+@contextmanager
+def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
+    """Pass SIGTERM on to the process; give an event that says that it came."""
+    told = threading.Event()
+
+    def end(*_: object) -> None:
+        told.set()
+        process.terminate()
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _trainjob(spec: str, key: str, work: Work) -> None:
+    raise NotImplementedError
+
+
+def command_for_pods(key: str) -> Sequence[str]:
+    """Return what each pod of a TrainJob runs; torchrun takes nodes, ranks and the meeting point from its variables."""
+    return ["python3", "-m", "torch.distributed.run", f"--max-restarts={RESTARTS}", "-m", "tenfold.worker", key]

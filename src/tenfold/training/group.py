@@ -1,0 +1,29 @@
+"""The process group of a distributed training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from tenfold.environment import Environment
+
+
+@contextmanager
+def process_group(environment: Environment) -> Iterator[None]:
+    """Join the ranks that torchrun started: gloo for tensors on CPUs, NCCL for those on GPUs."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    on_gpu = environment.device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
