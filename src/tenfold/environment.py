@@ -20,6 +20,13 @@ from tenfold.errors import ConfigError
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
+#: Where the addresses and the credentials of a cluster's pods lie, by fixed names; the keys are the variables' names.
+CONFIG_MAP, SECRET = "tenfold-env", "tenfold-s3"
+ADDRESSES = ("TENFOLD_STORE", "MLFLOW_TRACKING_URI")
+OPTIONAL_ADDRESSES = ("MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
 @dataclass(frozen=True)
 class Environment:
     """The surroundings of one process.
@@ -37,6 +44,8 @@ class Environment:
         cache_bytes: at most this much of shards from afar is kept on local disk (``TENFOLD_CACHE_BYTES``).
         events: file to which progress is appended as JSON lines (``TENFOLD_EVENTS``).
         owner: process whose death ends this one (``TENFOLD_OWNER_PID``), set by the local runner.
+        trainjob: the TrainJob that a training stage runs as (``TENFOLD_TRAINJOB``, a
+            :class:`tenfold.trainjob.TrainJobSpec` as JSON); without it the stage trains in its own process.
     """
 
     home: Path
@@ -50,6 +59,7 @@ class Environment:
     cache_bytes: int
     events: Path | None
     owner: int | None
+    trainjob: str | None
 
     @classmethod
     def read(cls) -> Environment:
@@ -69,6 +79,7 @@ class Environment:
             cache_bytes=int(_number("TENFOLD_CACHE_BYTES", 100e9)),
             events=Path(events) if events else None,
             owner=int(_number("TENFOLD_OWNER_PID", 0)) or None,
+            trainjob=get("TENFOLD_TRAINJOB") or None,
         )
 
 
