@@ -11,6 +11,7 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL_ADDRESSES, SECRET
+from tenfold.trainjob import TrainJobSpec
 
 
 def placed(component: Callable[..., dsl.PipelineTask]) -> Callable[..., dsl.PipelineTask]:
@@ -25,6 +26,21 @@ def placed(component: Callable[..., dsl.PipelineTask]) -> Callable[..., dsl.Pipe
         kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in ADDRESSES})
         kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in OPTIONAL_ADDRESSES}, optional=True)
         kubernetes.use_secret_as_env(made, SECRET, {name: name for name in CREDENTIALS}, optional=True)
+        return made
+
+    return task
+
+
+def launching(component: Callable[..., dsl.PipelineTask], trainjob: TrainJobSpec) -> Callable[..., dsl.PipelineTask]:
+    """Return ``component`` as one whose tasks are small pods that have ``trainjob`` do their training.
+
+    Neither the environment nor resources are in KFP's cache key: a result that was trained on fewer nodes is taken.
+    """
+
+    def task(**arguments: Any) -> dsl.PipelineTask:
+        made = component(**arguments)
+        made.set_env_variable("TENFOLD_TRAINJOB", trainjob.to_json())
+        made.set_cpu_request("500m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("4Gi")
         return made
 
     return task
