@@ -10,10 +10,8 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-CONFIG_MAP, SECRET = "tenfold-env", "tenfold-s3"
-_REQUIRED = ("TENFOLD_STORE", "MLFLOW_TRACKING_URI")
-_OPTIONAL = ("MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL_ADDRESSES, SECRET
+from tenfold.trainjob import TrainJobSpec
 
 
 def placed(component: Callable[..., dsl.PipelineTask]) -> Callable[..., dsl.PipelineTask]:
@@ -25,9 +23,24 @@ def placed(component: Callable[..., dsl.PipelineTask]) -> Callable[..., dsl.Pipe
     def task(**arguments: Any) -> dsl.PipelineTask:
         made = component(**arguments)
         kubernetes.use_field_path_as_env(made, "TENFOLD_RUN_ID", "metadata.labels['pipeline/runid']")
-        kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in _REQUIRED})
-        kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in _OPTIONAL}, optional=True)
-        kubernetes.use_secret_as_env(made, SECRET, {name: name for name in _CREDENTIALS}, optional=True)
+        kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in ADDRESSES})
+        kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in OPTIONAL_ADDRESSES}, optional=True)
+        kubernetes.use_secret_as_env(made, SECRET, {name: name for name in CREDENTIALS}, optional=True)
+        return made
+
+    return task
+
+
+def launching(component: Callable[..., dsl.PipelineTask], trainjob: TrainJobSpec) -> Callable[..., dsl.PipelineTask]:
+    """Return ``component`` as one whose tasks are small pods that have ``trainjob`` do their training.
+
+    Neither the environment nor resources are in KFP's cache key: a result that was trained on fewer nodes is taken.
+    """
+
+    def task(**arguments: Any) -> dsl.PipelineTask:
+        made = component(**arguments)
+        made.set_env_variable("TENFOLD_TRAINJOB", trainjob.to_json())
+        made.set_cpu_request("500m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("4Gi")
         return made
 
     return task

@@ -5,6 +5,7 @@ from pathlib import Path
 from kfp import compiler
 
 from tenfold.pipelines.semi_supervised import Images, build
+from tenfold.trainjob import TrainJobSpec
 
 #: Stand-in for images that are not built yet; compile with --cpu-image and --gpu-image for a cluster.
 PLACEHOLDER = Images(
@@ -13,7 +14,13 @@ PLACEHOLDER = Images(
 )
 
 
-def compile_pipeline(path: Path, images: Images = PLACEHOLDER) -> None:
-    """Write the pipeline's YAML; the same images always give the same bytes."""
+def compile_pipeline(path: Path, images: Images = PLACEHOLDER, trainjob: TrainJobSpec | None = None) -> None:
+    """Write the pipeline's YAML; the same arguments always give the same bytes.
+
+    Args:
+        path: file to write.
+        images: of the tasks.
+        trainjob: what the stages that train run as; without one they train in their task's pod.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build(images), str(path))
+    compiler.Compiler().compile(build(images, trainjob), str(path))

@@ -21,7 +21,8 @@ from tenfold.components.promote.component import component as promote_component
 from tenfold.components.pseudo_label.component import component as pseudo_label_component
 from tenfold.components.self_train.component import component as self_train_component
 from tenfold.components.shard.component import component as shard_component
-from tenfold.pipelines.cluster import placed
+from tenfold.pipelines.cluster import launching, placed
+from tenfold.trainjob import TrainJobSpec
 
 #: Tasks whose result depends on the outside world, so that a cached one could be stale.
 UNCACHED = ("preflight", "sharding", "list-images", "pack", "shard", "promote")
@@ -29,19 +30,30 @@ UNCACHED = ("preflight", "sharding", "list-images", "pack", "shard", "promote")
 
 @dataclass(frozen=True)
 class Images:
-    """Container images by digest: ``cpu`` for preflight, shard and promote, ``gpu`` for the others."""
+    """Container images by digest: ``cpu`` for preflight, shard, promote and launchers, ``gpu`` for the others."""
 
     cpu: str
     gpu: str
 
 
-def build(images: Images):
-    """Return the pipeline with its components bound to ``images``."""
+def build(images: Images, trainjob: TrainJobSpec | None = None):
+    """Return the pipeline with its components bound to ``images``.
+
+    Args:
+        images: of the tasks.
+        trainjob: what the stages that train run as; without one they train in their task's pod.
+    """
+
+    def trained(component):
+        if trainjob is None:
+            return placed(component(images.gpu))
+        return launching(placed(component(images.cpu)), trainjob)
+
     preflight, sharding = placed(preflight_component(images.cpu)), shard_component(images.cpu, placed)
-    augment, pretrain = placed(augment_component(images.gpu)), placed(pretrain_component(images.gpu))
-    baseline, finetune = placed(baseline_component(images.gpu)), placed(finetune_component(images.gpu))
-    self_train, pseudo_label = placed(self_train_component(images.gpu)), placed(pseudo_label_component(images.gpu))
-    distill, evaluate = placed(distill_component(images.gpu)), placed(evaluate_component(images.gpu))
+    augment, pretrain = placed(augment_component(images.gpu)), trained(pretrain_component)
+    baseline, finetune = trained(baseline_component), trained(finetune_component)
+    self_train, pseudo_label = trained(self_train_component), placed(pseudo_label_component(images.gpu))
+    distill, evaluate = trained(distill_component), placed(evaluate_component(images.gpu))
     promote = placed(promote_component(images.cpu))
 
     @dsl.pipeline(

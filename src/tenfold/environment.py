@@ -20,6 +20,13 @@ from tenfold.errors import ConfigError
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
+#: Where the addresses and the credentials of a cluster's pods lie, by fixed names; the keys are the variables' names.
+CONFIG_MAP, SECRET = "tenfold-env", "tenfold-s3"
+ADDRESSES = ("TENFOLD_STORE", "MLFLOW_TRACKING_URI")
+OPTIONAL_ADDRESSES = ("MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
 @dataclass(frozen=True)
 class Environment:
     """The surroundings of one process.
@@ -39,7 +46,8 @@ class Environment:
         cache_bytes: at most this much of shards from afar is kept on local disk (``TENFOLD_CACHE_BYTES``).
         events: file to which progress is appended as JSON lines (``TENFOLD_EVENTS``).
         owner: process whose death ends this one (``TENFOLD_OWNER_PID``), set by the local runner.
-        trainjob: what TrainJob to train as, in JSON (``TENFOLD_TRAINJOB``, set when the pipeline is compiled).
+        trainjob: the TrainJob that a training stage runs as (``TENFOLD_TRAINJOB``, a
+            :class:`tenfold.trainjob.TrainJobSpec` as JSON); without it the stage trains on this machine.
     """
 
     home: Path

@@ -67,6 +67,20 @@ class TrackingError(TenfoldError):
     """MLflow could not be reached or refused."""
 
 
+class TrainJobError(TenfoldError):
+    """A TrainJob could not be made, or it ended without success.
+
+    Args:
+        message: what went wrong, and what to do.
+        again: the same again may succeed, as of a job that was deleted; then the exit status is 75.
+    """
+
+    def __init__(self, message: str, *, again: bool = False) -> None:
+        super().__init__(message)
+        if again:
+            self.exit_code = InterruptedTrainingError.exit_code
+
+
 def first_fault(faults: list[Any]) -> str:
     """Return the first of pydantic's faults (``error.errors()``) as one line: where, and what."""
     where = ".".join(str(part) for part in faults[0]["loc"])

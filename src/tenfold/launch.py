@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tenfold.environment import Environment, allocator
-from tenfold.errors import InterruptedTrainingError, LaunchError, StorageError
+from tenfold.errors import InterruptedTrainingError, LaunchError, StorageError, TrainJobError
+from tenfold.trainjob import TrainJobSpec, run_trainjob
 from tenfold.work import Work
 from tenfold.worker import FAILURE, REQUEST, RESULT, Request, fetch_folder, send_folder
 
@@ -60,7 +61,7 @@ def launch(
         send_folder(work.store, folder, request.artifacts[name])
     work.store.write(place + REQUEST, request.model_dump_json().encode())
     if work.environment.trainjob is not None:
-        _trainjob(work.environment.trainjob, f"{place}{REQUEST}", work)
+        _trainjob(work.environment.trainjob, f"{place}{REQUEST}", work, place)
     else:
         _torchrun(f"{place}{REQUEST}", work, place)
     try:
@@ -116,10 +117,18 @@ def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _trainjob(spec: str, key: str, work: Work) -> None:
-    raise NotImplementedError
-
-
-def command_for_pods(key: str) -> Sequence[str]:
-    """Return what each pod of a TrainJob runs; torchrun takes nodes, ranks and the meeting point from its variables."""
-    return ["python3", "-m", "torch.distributed.run", f"--max-restarts={RESTARTS}", "-m", "tenfold.worker", key]
+def _trainjob(spec: str, key: str, work: Work, place: str) -> None:
+    """Run the request as a TrainJob; torchrun takes nodes, ranks and their meeting point from the pods' variables."""
+    command = ["python3", "-m", "torch.distributed.run", f"--max-restarts={RESTARTS}", "-m", "tenfold.worker", key]
+    environment = work.environment
+    variables = {
+        **allocator(), "TENFOLD_RUN_ID": environment.run_id,
+        "TENFOLD_CHECKPOINT_SECONDS": str(environment.checkpoint_seconds),
+        "TENFOLD_RESUME_RESIZED": str(int(environment.resume_resized)),
+    }  # fmt: skip
+    try:
+        run_trainjob(TrainJobSpec.parse(spec), work.stage, environment.run_id, command, variables, work.reporter)
+    except TrainJobError:
+        if work.store.exists(place + FAILURE):  # which says more than the job's condition
+            raise LaunchError(json.loads(work.store.read(place + FAILURE))["message"]) from None
+        raise

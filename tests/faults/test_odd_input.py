@@ -144,6 +144,8 @@ def test_importing_touches_nothing_beside_its_output(tmp_path: Path) -> None:
     [
         (["compile", "--output", "pipeline.txt"], {}, "must end in .yaml"),
         (["compile", "--output", "/proc/x/y.yaml"], {}, "/proc/x"),
+        (["compile", "--nodes", "2"], {}, "--nodes: a pod that trains alone has none of these"),
+        (["compile", "--launcher", "trainjob", "--memory-per-node", "64GB"], {}, "--memory-per-node: Value"),
         (["plan"], {"TENFOLD_DEVICE": "gpu"}, "TENFOLD_DEVICE is 'gpu'"),
         (["plan"], {"TENFOLD_HOME": "/proc/x"}, "/proc/x"),
         (["import-checkpoint", "x", "y", "--classes", "names.txt"], {}, "give --from-head-layer too"),

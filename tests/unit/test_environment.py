@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.environment import cores
+from tenfold.environment import Environment, cores
 
 HERE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -28,3 +28,13 @@ def test_a_container_s_quota_bounds_the_cores(tmp_path: Path, files: dict[str, s
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cores(tmp_path) == expected
+
+
+def test_a_process_trains_by_itself_unless_the_environment_describes_a_trainjob(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Environment.read().trainjob is None
+    monkeypatch.setenv("TENFOLD_TRAINJOB", "")
+    assert Environment.read().trainjob is None
+    monkeypatch.setenv("TENFOLD_TRAINJOB", '{"image": "i"}')
+    assert Environment.read().trainjob == '{"image": "i"}'

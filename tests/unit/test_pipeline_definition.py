@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from tenfold.config import STAGES
-from tenfold.pipelines.compile import compile_pipeline
+from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
 from tenfold.pipelines.semi_supervised import UNCACHED
+from tenfold.trainjob import TrainJobSpec
 
 GOLDEN = Path(__file__).parents[2] / "pipelines" / "compiled" / "semi_supervised.yaml"
 
@@ -113,3 +114,28 @@ def test_every_task_learns_run_id_addresses_and_credentials_from_its_pod(compile
         (secret,) = executor["secretAsEnv"]
         assert secret["secretName"] == "tenfold-s3"
         assert secret["optional"] is True
+
+
+def test_with_a_trainjob_the_training_tasks_are_small_cpu_pods_that_know_the_job(
+    compiled: Path, tmp_path: Path
+) -> None:
+    wanted = TrainJobSpec(image=PLACEHOLDER.gpu, nodes=4, gpus_per_node=8, deadline_seconds=3600, queue="gpus")
+    compile_pipeline(tmp_path / "pipeline.yaml", trainjob=wanted)
+    launched, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
+    alone, same_platform = yaml.safe_load_all(compiled.read_text())
+    assert platform == same_platform  # run id, addresses and credentials reach a launcher as they do a training
+    executors, before = (each["deploymentSpec"]["executors"] for each in (launched, alone))
+    training = {f"exec-{name}" for name in ("pretrain", "baseline", "finetune", "self-train", "distill")}
+    assert {name for name in executors if executors[name] != before[name]} == training
+    for name in training:
+        container = executors[name]["container"]
+        assert container["image"] == PLACEHOLDER.cpu
+        (variable,) = container["env"]
+        assert variable["name"] == "TENFOLD_TRAINJOB"
+        assert TrainJobSpec.parse(variable["value"]) == wanted
+        assert set(container["resources"]) >= {"cpuLimit", "cpuRequest", "memoryLimit", "memoryRequest"}
+        assert "accelerator" not in container["resources"]
+        assert container["command"] == before[name]["container"]["command"]
+    for each in (launched, alone):
+        del each["deploymentSpec"]
+    assert launched == alone

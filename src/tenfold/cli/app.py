@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tenfold import __version__
+from tenfold.cli.compile import compile_to_yaml
 from tenfold.cli.data import collect_garbage, data_app
 from tenfold.components.preflight.stage import Request, check
 from tenfold.config import PromoteConfig, RunConfig, about_preset, load_preset, preset_names
@@ -32,6 +33,7 @@ config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.command("gc")(collect_garbage)
+app.command("compile")(compile_to_yaml)
 
 DEFAULT_MODEL = PromoteConfig().model
 Preset = Annotated[str | None, typer.Option(help="Preset to start from; see `tenfold presets`.")]
@@ -142,27 +144,6 @@ def plan(preset: Preset = None, file: File = None, sets: Sets = None) -> None:
     for step in steps:
         table.add_row(step.stage, "[cyan]cached[/cyan]" if step.cached else "runs", step.why)
     console.print(table)
-
-
-@app.command("compile")
-def compile_(
-    output: Annotated[Path, typer.Option(help="File to write.")] = Path("semi_supervised.yaml"),
-    cpu_image: Annotated[str | None, typer.Option(help="Image of preflight, shard and promote, by digest.")] = None,
-    gpu_image: Annotated[str | None, typer.Option(help="Image of the other stages, by digest.")] = None,
-) -> None:
-    """Compile the pipeline to KFP's YAML."""
-    from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
-    from tenfold.pipelines.semi_supervised import Images
-
-    if output.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(f"--output {output} must end in .yaml")
-    compile_pipeline(output, Images(cpu_image or PLACEHOLDER.cpu, gpu_image or PLACEHOLDER.gpu))
-    for image, option in ((cpu_image, "--cpu-image"), (gpu_image, "--gpu-image")):
-        if not image:
-            errors.print(f"note: without {option} the pipeline names a placeholder that no registry holds")
-        elif "@sha256:" not in image:
-            errors.print(f"warning: {image} is not named by digest: KFP's cache cannot tell new content under it")
-    console.print(f"wrote {output}")
 
 
 @config_app.command("show")

@@ -1,0 +1,10 @@
+"""A training stage as a Kubeflow TrainJob over many nodes.
+
+The pipeline's task is then a small pod that makes the job, shows its logs and waits for it. Stands on the Kubeflow SDK
+(``kubeflow`` 0.5) and the custom resource TrainJob of Kubeflow Trainer 2.
+"""
+
+from tenfold.trainjob.launch import reap, run_trainjob
+from tenfold.trainjob.spec import TrainJobSpec
+
+__all__ = ["TrainJobSpec", "reap", "run_trainjob"]
