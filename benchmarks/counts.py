@@ -113,7 +113,7 @@ class Saved:
     def checkpointed(self) -> int:
         """Bytes where blocks keep their inputs alone, and the largest block is computed anew."""
         inside = [saved for saved, _ in self.blocks]
-        return self.total - sum(inside) + sum(entered for _, entered in self.blocks) + max(inside)
+        return self.total - sum(inside) + sum(entered for _, entered in self.blocks) + max(inside, default=0)
 
 
 def count(build: Callable[[], nn.Module], size: int = 224, device: str = "meta") -> Counts:
