@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train compiled clean
+.PHONY: help setup demo test test-all lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train bench-scaling compiled clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ bench-data: $(STAMP)  ## packing, views and reading against their peers: PHOTOGR
 bench-train: $(STAMP)  ## the contrastive loss against its peers
 	$(BIN)/pip install --quiet -c docker/constraints.txt -e .[bench]
 	$(BIN)/python benchmarks/train.py
+
+bench-scaling: $(STAMP)  ## estimates of the papers' runs on 8 to 512 GPUs, into docs/scaling.md; PRICE=… a GPU-hour
+	$(BIN)/python benchmarks/scaling.py --write docs/scaling.md $(if $(PRICE),--price $(PRICE))
 
 bench-views: $(STAMP)  ## how exact the views are
 	$(BIN)/python benchmarks/views.py

@@ -190,8 +190,8 @@ class _Wait:
         namespace, label = self._cluster.namespace, f"{RUN_LABEL}={job['metadata']['labels'][RUN_LABEL]}"
         return (
             f"{self.called} {state} for {clock(waited)}, and its deadline is {clock(self._spec.deadline_seconds)} "
-            f"({_reasons(job, pods)}). It was left in place: the same again waits for it, and `tenfold stop` (by its "
-            f"label {label}) or `kubectl delete trainjob -n {namespace} {self._name}` removes it"
+            f"({_reasons(job, pods)}). It was left in place: the same again waits for it, and `kubectl "
+            f"delete trainjob -n {namespace} -l {label}` removes it"
         )
 
 
