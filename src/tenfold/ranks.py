@@ -41,7 +41,9 @@ def all_gather(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor.detach()
     gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
-    dist.all_gather_into_tensor(gathered, tensor.detach().contiguous())
+    # the older name, which newer releases warn of
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered, tensor.detach().contiguous())
     return gathered
 
 

@@ -185,7 +185,7 @@ class _Curves:
                 self._concerns.add(concern)
                 work.reporter.warn(concern)
         shown = {"loss": training.history[-1]["loss"]} if training.history else {}
-        shown["% waiting for data"] = 100 * feed.waiting()
+        shown["% waiting for data"] = round(100 * feed.waiting(), 1)
         work.reporter.progress(self._phase, step, steps, "views", feed.views, **shown)
         return observed.get(training.objective.score or "")
 

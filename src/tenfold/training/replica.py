@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
@@ -18,7 +19,7 @@ from tenfold.config import TrainConfig
 from tenfold.models.encoder import Encoder
 from tenfold.models.norm import BatchNorm, average_statistics, computed_again
 from tenfold.models.resnet import Block
-from tenfold.ranks import whole, world_size
+from tenfold.ranks import mean, whole, world_size
 from tenfold.training.average import Average
 from tenfold.training.objectives import Figures, Objective
 from tenfold.training.way import Way, autocast, compile_networks
@@ -28,7 +29,8 @@ class Replica:
     """Gradients of the mean loss over all ranks and all parts of a batch are left in the parameters.
 
     Parameters are the same on all ranks, or with ``sharding: full`` spread over them (FSDP2). Gradients are averaged
-    while the backward pass goes on (DistributedDataParallel), after the last part of the batch alone.
+    while the backward pass goes on (DistributedDataParallel), in the last part of the batch alone; a deterministic
+    training averages them after it.
     """
 
     def __init__(self, objective: Objective, config: TrainConfig, device: torch.device) -> None:
@@ -52,12 +54,12 @@ class Replica:
         self._way = way
         if way.compiled:
             compile_networks(self.objective)
-        if world_size() > 1 and self._config.sharding == "none":
-            self._step = DistributedDataParallel(
-                self.objective, broadcast_buffers=False, gradient_as_bucket_view=True,
-                # else the buckets change after the first step, and with them the order of sums after a restart
-                find_unused_parameters=bool(self._config.deterministic),
-            )  # fmt: skip
+        if world_size() > 1 and self._config.sharding == "none" and not self._config.deterministic:
+            with warnings.catch_warnings():  # newer releases have another name for the first setting
+                warnings.simplefilter("ignore", FutureWarning)
+                self._step = DistributedDataParallel(
+                    self.objective, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
 
     def backward(self, batches: Mapping[str, Batch]) -> Figures:
         """Leave the gradients in the parameters, and return the loss and the objective's figures."""
@@ -70,7 +72,20 @@ class Replica:
             with self._exchange(last=number == count - 1):
                 (loss / count).backward()
             seen.append({"loss": loss.detach(), **figures})
+        if self._config.deterministic and self._config.sharding == "none":
+            self._average_gradients()
         return seen[0] if count == 1 else {key: torch.stack([each[key] for each in seen]).mean() for key in seen[0]}
+
+    def _average_gradients(self) -> None:
+        """Make the gradients the mean of all ranks', by one collective in the order of the parameters.
+
+        DistributedDataParallel orders its buckets anew behind the first step, and with them the sums of a restart.
+        """
+        gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
+        if world_size() > 1:
+            averaged = mean(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, part in zip(gradients, averaged.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view(gradient.shape))
 
     @contextmanager
     def _exchange(self, *, last: bool) -> Iterator[None]:
