@@ -102,7 +102,7 @@ class Task:
             **os.environ, "TENFOLD_HOME": str(self.folder / "home"), "TENFOLD_RUN_ID": run_id,
             "TENFOLD_PROCESSES": str(self.processes), "TENFOLD_CHECKPOINT_SECONDS": str(self.every),
             "TENFOLD_THREADS": str(self.processes), "OMP_NUM_THREADS": "1",
-            "MLFLOW_TRACKING_URI": tracking(self.made.root), **variables,
+            "MLFLOW_TRACKING_URI": tracking(self.made.root), "MLFLOW_EXPERIMENT_NAME": str(self.folder), **variables,
         }  # fmt: skip
         return subprocess.Popen(
             self.command(self.folder / run_id), env=environment, text=True, stdout=subprocess.PIPE,
@@ -129,7 +129,7 @@ class Task:
         raise TimeoutError(f"no checkpoint of step {step}")
 
     def kill_at(self, step: int, run_id: str = "run", **variables: str) -> int:
-        """Start the task, and kill its process group without notice when it has done ``step`` steps; return how many."""
+        """Start the task, kill its process group without notice after ``step`` steps or more; return how many."""
         process = self.start(run_id, **variables)
         done = self.checkpoint(process, step)
         os.killpg(process.pid, signal.SIGKILL)

@@ -47,13 +47,19 @@ def all_gather(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def total(tensor: Tensor) -> Tensor:
+    """Return the sum of the ranks' tensors; no gradient."""
+    summed = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(summed)
+    return summed
+
+
 def mean(tensor: Tensor) -> Tensor:
     """Return the mean of the ranks' tensors; no gradient."""
     if world_size() == 1:
         return tensor.detach()
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    return total(tensor) / world_size()
 
 
 def any_of(*flags: bool) -> list[bool]:
@@ -77,6 +83,11 @@ def from_first(value: Any) -> Any:
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that is spread over ranks as a whole one; all ranks must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor that is spread over ranks, as a view; a whole one as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(tensor: Tensor, model: Tensor) -> Tensor:

@@ -214,9 +214,7 @@ def test_a_job_that_never_starts_is_reported_and_given_up_but_left(
 ) -> None:
     fake.lives = [["pending"]]
     spec = SPEC.model_copy(update={"deadline_seconds": 1})
-    with pytest.raises(
-        TrainJobError, match=r"was never started.*Insufficient nvidia.com/gpu.*kubectl delete trainjob"
-    ) as caught:
+    with pytest.raises(TrainJobError, match=r"was never started.*Insufficient.*kubectl delete trainjob") as caught:
         launch(spec, margin_seconds=-0.5, note_seconds=0.2)
     assert f"tenfold.dev/run-id={RUN}" in str(caught.value)
     assert 1 <= len([note for note in notes() if "Unschedulable: 0/3 nodes are available" in note]) <= 3

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
+
+from tenfold.ranks import own_part, total
+
+Norms = Callable[[list[Tensor]], Tensor]
 
 
 class LARS(Optimizer):
@@ -21,6 +26,8 @@ class LARS(Optimizer):
     .. math:: v \leftarrow m v + g', \quad r = \eta \frac{\|w\|}{\|v\|}, \quad w \leftarrow w - \mathrm{lr} \cdot r \, v
 
     A group with ``adapt=False`` (biases, batch norm, the supervised head) has r = 1; its weight decay is its own.
+    Of parameters that are spread over ranks (FSDP2) each rank updates its part; lengths are of the whole.
+
     timm's and torch's optimizers keep the learning rate out of the buffer, which differs once it changes.
 
     Source: the official implementation's ``lars_optimizer.py``.
@@ -44,34 +51,42 @@ class LARS(Optimizer):
         """Update all parameters that have a gradient."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
+            given = [p for p in group["params"] if p.grad is not None]
+            if not given:
                 continue
-            grads: list[Tensor] = [p.grad for p in params]
-            buffers = []
-            for p in params:
-                state = self.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                buffers.append(state["momentum_buffer"])
+            for p in given:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            params, grads = [own_part(p) for p in given], [own_part(p.grad) for p in given if p.grad is not None]
+            buffers = [own_part(self.state[p]["momentum_buffer"]) for p in given]
+            norms = _spread_norms if isinstance(given[0], DTensor) else _norms
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             if group["classic"]:
-                grads = list(torch._foreach_mul(grads, _rates(group, params, grads)))
+                grads = list(torch._foreach_mul(grads, _rates(group, norms, params, grads)))
                 torch._foreach_mul_(buffers, group["momentum"])
                 torch._foreach_add_(buffers, grads)
                 torch._foreach_sub_(params, buffers)
             else:
                 torch._foreach_mul_(buffers, group["momentum"])
                 torch._foreach_add_(buffers, grads)
-                torch._foreach_sub_(params, torch._foreach_mul(buffers, _rates(group, params, buffers)))
+                torch._foreach_sub_(params, torch._foreach_mul(buffers, _rates(group, norms, params, buffers)))
         return loss
 
 
-def _rates(group: dict[str, Any], params: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
+def _norms(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors))
+
+
+def _spread_norms(parts: list[Tensor]) -> Tensor:
+    """Return the lengths of the tensors that the ranks hold parts of, by one collective."""
+    return total(_norms(parts).square()).sqrt()
+
+
+def _rates(group: dict[str, Any], norms: Norms, params: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
     """Return each parameter's learning rate times its trust ratio."""
     if not group["adapt"]:
         return [torch.full((), group["lr"], dtype=p.dtype, device=p.device) for p in params]
-    weights, steps = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, slopes))
+    weights, steps = norms(params), norms(slopes)
     trust = torch.where((weights > 0) & (steps > 0), group["eta"] * weights / steps, 1.0)
     return list((trust * group["lr"]).unbind())

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from tenfold.ranks import own_part
+
 
 class Average(nn.Module):
     r"""A copy whose whole state follows the network's.
@@ -43,7 +45,7 @@ class Average(nn.Module):
         count = int(self.updates)
         decay = min(self.decay, (1 + count) / (10 + count)) if self.warm_up else self.decay
         self.updates += 1
-        mine, its = list(self.model.state_dict().values()), list(model.state_dict().values())
+        mine, its = ([own_part(tensor) for tensor in each.state_dict().values()] for each in (self.model, model))
         floats = [(a, b) for a, b in zip(mine, its, strict=True) if a.is_floating_point()]
         torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
         for a, b in zip(mine, its, strict=True):

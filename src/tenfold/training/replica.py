@@ -37,7 +37,10 @@ class Replica:
         """Bring ``objective`` to ``device``, in its place; parameters are final after this, the way is not."""
         self.objective, self._config, self._device = objective, config, device
         self._step: nn.Module = objective
-        objective.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        spread = config.sharding == "full" and world_size() > 1
+        # FSDP2 takes no kernels whose channels come last; the convolutions lay them out anew
+        layout = torch.contiguous_format if spread else torch.channels_last
+        objective.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         objective.train()
         for module in objective.modules():
             if isinstance(module, BatchNorm):
@@ -45,7 +48,7 @@ class Replica:
         if config.checkpoint_activations:
             for network in objective.trained():
                 recompute_blocks(network)
-        if config.sharding == "full" and world_size() > 1:
+        if spread:
             for child in objective.children():
                 _spread(child.model if isinstance(child, Average) else child)
 
@@ -84,7 +87,7 @@ class Replica:
         gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
         if world_size() > 1:
             averaged = mean(torch.cat([gradient.flatten() for gradient in gradients]))
-            for gradient, part in zip(gradients, averaged.split([g.numel() for g in gradients]), strict=True):
+            for gradient, part in zip(gradients, torch.split(averaged, [g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view(gradient.shape))
 
     @contextmanager
