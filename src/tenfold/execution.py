@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -30,7 +29,7 @@ from tenfold.errors import ConfigError, DataError, InterruptedTrainingError, Ten
 from tenfold.fingerprint import canonical_json, digest, fingerprint, source_digest
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
-from tenfold.tracking import NoTracker, QueuedTracker, Tracker, task_run
+from tenfold.tracking import NoTracker, QueuedTracker, Tracker
 from tenfold.work import Work
 
 T = TypeVar("T")
@@ -116,7 +115,7 @@ def execute(
 
     Reads the surroundings, opens the work place, calls the stage, checks that each output was written, and
     leaves the lineage beside it. The stage's module, and with it torch, is loaded inside its working time;
-    MLflow is loaded and spoken to by a thread beside it.
+    MLflow is loaded and spoken to by a thread beside it, and fails no stage that can do without it.
 
     Args:
         task: the task's name.
@@ -135,7 +134,8 @@ def execute(
         module = importlib.import_module(f"tenfold.components.{room or task}.stage")
         gc.enable()
         # only now: two threads that import at once hinder each other more than they gain
-        attempt.tracker = tracker = QueuedTracker(partial(task_run, environment, task))
+        store = open_store(environment.store)
+        attempt.tracker = tracker = QueuedTracker(environment, task, store, attempt.reporter)
         given, made = _typed(module.Inputs, inputs), _typed(module.Outputs, outputs)
         try:
             parsed = module.CONFIGS[task].model_validate_json(config)
@@ -151,7 +151,7 @@ def execute(
              **({"tenfold.dataset": given.dataset} if hasattr(given, "dataset") else {})}
         )  # fmt: skip
         tracker.params(_flat(json.loads(config)))
-        work = Work(task, name, open_store(environment.store), environment, attempt.reporter, tracker)
+        work = Work(task, name, store, environment, attempt.reporter, tracker)
         result = module.run(parsed, given, made, work)
         seconds = time.monotonic() - start + sum(work.spent)
         tracker.metrics({"seconds": seconds})
