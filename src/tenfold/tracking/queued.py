@@ -10,10 +10,12 @@ from tenfold.environment import Environment
 from tenfold.errors import TenfoldError, redact
 from tenfold.progress import Reporter
 from tenfold.storage import Store
+from tenfold.tracking.failures import DeniedError
+from tenfold.tracking.left import leave
 from tenfold.tracking.resend import send_left, send_spool
 from tenfold.tracking.runs import MlflowTracker, task_run
 from tenfold.tracking.spool import Header, Spool, left_local, told, unsent
-from tenfold.tracking.tracker import DeniedError, Recorder, now
+from tenfold.tracking.tracker import Recorder, now
 
 #: Seconds between two sendings.
 _PAUSE = 5.0
@@ -101,7 +103,7 @@ class QueuedTracker(Recorder):
         else:
             self._leave()
         if self._refused > 1:
-            self._reporter.warn(f"MLflow refused {self._refused} records of {self._task} in all")
+            self._reporter.warn(f"MLflow refused {self._refused} records in all")
 
     def _wait_for_end(self, status: str) -> None:
         start = time.monotonic()
@@ -116,20 +118,22 @@ class QueuedTracker(Recorder):
 
     def _leave(self) -> None:
         missing = told(unsent(self._spool.path))
+        if not missing:
+            self._spool.remove()
+            return
         why = self._trouble or f"MLflow did not answer at {redact(self._environment.tracking_uri)}"
+        then = "the run's next task, or the next run on this store, sends it"
         try:
             for path in left_local(self._environment.home, self._environment.run_id, self._task):
                 earlier = Spool.abandoned(path)
                 if earlier is not None:
-                    earlier.leave(self._store)
-            place = f"{self._store.uri}/{self._spool.leave(self._store)}"
-            then = "the run's next task, or the next run on this store, sends it"
+                    leave(earlier, self._store)
+            place = f"{self._store.uri}/{leave(self._spool, self._store)}"
         except (TenfoldError, OSError) as error:
             self._spool.close()
-            place, then = (
-                str(self._spool.path),
-                f"the next run on this machine sends it; the store took it not: {error}",
-            )
+            place, then = str(self._spool.path), f"the next run on this machine sends it (the store: {error})"
+        if "file" in missing:
+            then += "; files must then still be where they are now"
         self._reporter.warn(f"{why}; of {self._task}, MLflow lacks {missing}: this waits at {place}, and {then}")
 
     # --- in the tracker's thread -----------------------------------------------------------------------
@@ -173,11 +177,10 @@ class QueuedTracker(Recorder):
 
     def _refuse(self, reason: str) -> None:
         if not self._refused:
-            self._reporter.warn(f"MLflow refuses something of {self._task}, which will be missing there: {reason}")
+            self._reporter.warn(f"MLflow will miss what it refuses: {reason}")
         self._refused += 1
 
     def _rest(self, seconds: float) -> None:
         """Wait before the next attempt; the stage's end cuts it short."""
-        if not self._closing.wait(seconds):
-            return
-        self._given_up.wait(min(seconds, _CLOSING))
+        if self._closing.wait(seconds):
+            self._given_up.wait(min(seconds, _CLOSING))

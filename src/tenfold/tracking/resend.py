@@ -6,24 +6,17 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from tenfold.environment import Environment
 from tenfold.errors import redact
 from tenfold.storage import Store
+from tenfold.tracking.failures import InvalidRecordError
+from tenfold.tracking.left import claimed, discard, left
 from tenfold.tracking.runs import MlflowTracker, groups, task_run
-from tenfold.tracking.spool import (
-    Header,
-    Spool,
-    claim,
-    discard,
-    header_of,
-    in_parts,
-    left_in_store,
-    left_local,
-    unsent,
-)
-from tenfold.tracking.tracker import InvalidRecordError, Record
+from tenfold.tracking.spool import Header, Spool, header_of, left_local, unsent
+from tenfold.tracking.tracker import Record
 
 #: So many records are held in memory and sent at a time.
 BATCH = 500
@@ -82,21 +75,49 @@ def send_left(
         TenfoldError: MLflow or the store is away.
     """
     count = 0
-    for key in left_in_store(store, run_id):
+    for key in left(store, run_id):
         own = task is None or key.split("/")[-2] == task
-        if own or claim(store, key, str(task)):
-            with tempfile.TemporaryDirectory() as folder, _told(refused, f"{store.uri}/{key}"):
-                count += _send_copy(environment, store, key, Path(folder), refused)
-    for path in left_local(environment.home, run_id or "*", task or "*"):
+        with contextlib.nullcontext(True) if own else claimed(store, key, str(task)) as mine:
+            if mine:
+                count += _send_copy(environment, store, key, refused)
+    for path in left_local(environment.home, run_id, task):
         spool = Spool.abandoned(path)
         if spool is not None:
-            with _told(refused, str(path)), contextlib.closing(spool):
-                count += _send_abandoned(environment, spool, refused)
+            count += _send_abandoned(environment, spool, refused)
     return count
 
 
+def _send_copy(environment: Environment, store: Store, key: str, refused: Refusal) -> bool:
+    with tempfile.TemporaryDirectory() as folder, _stays(f"{store.uri}/{key}", refused):
+        copy = Path(folder) / "left.jsonl"
+        copy.write_bytes(store.read(key))
+        header = header_of(copy)
+        run = _run_of(environment, header)
+        if run is not None:
+            records = unsent(copy)
+            while part := list(islice(records, BATCH)):
+                for group in groups(part):
+                    deliver(run, group, _named(header, refused))
+            run.end_if_open("KILLED")
+            discard(store, key)
+            return True
+    return False
+
+
+def _send_abandoned(environment: Environment, spool: Spool, refused: Refusal) -> bool:
+    with contextlib.closing(spool), _stays(str(spool.path), refused):
+        header = header_of(spool.path)
+        run = _run_of(environment, header)
+        if run is not None:
+            send_spool(run, spool, _named(header, refused))
+            run.end_if_open("KILLED")  # its process was
+            spool.remove()
+            return True
+    return False
+
+
 @contextlib.contextmanager
-def _told(refused: Refusal, place: str) -> Iterator[None]:
+def _stays(place: str, refused: Refusal) -> Iterator[None]:
     """Let a spool that cannot be sent, since its experiment was deleted for example, be none of the others' trouble."""
     try:
         yield
@@ -104,28 +125,8 @@ def _told(refused: Refusal, place: str) -> Iterator[None]:
         refused(f"{place} stays there: {error}")
 
 
-def _send_copy(environment: Environment, store: Store, key: str, folder: Path, refused: Refusal) -> bool:
-    copy = folder / "left.jsonl"
-    copy.write_bytes(store.read(key))
-    run = _run_of(environment, header_of(copy))
-    if run is None:
-        return False
-    for records in in_parts(unsent(copy), BATCH):
-        for group in groups(records):
-            deliver(run, group, refused)
-    run.end_if_open("KILLED")
-    discard(store, key)
-    return True
-
-
-def _send_abandoned(environment: Environment, spool: Spool, refused: Refusal) -> bool:
-    run = _run_of(environment, header_of(spool.path))
-    if run is None:
-        return False
-    send_spool(run, spool, refused)
-    run.end_if_open("KILLED")  # its process was
-    spool.remove()
-    return True
+def _named(header: Header, refused: Refusal) -> Refusal:
+    return lambda reason: refused(f"a record of {header.task} in run {header.run_id}: {reason}")
 
 
 def _run_of(environment: Environment, header: Header) -> MlflowTracker | None:

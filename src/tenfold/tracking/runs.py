@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.environment import Environment
-from tenfold.errors import TrackingError, redact
-from tenfold.tracking.tracker import DeniedError, InvalidRecordError, Record, Recorder, now
+from tenfold.tracking.failures import DeniedError, Explained, InvalidRecordError
+from tenfold.tracking.tracker import Record, Recorder, now
 
 RUN_TAG, TASK_TAG = "tenfold.run_id", "tenfold.task"
 #: So many points wait at most in a tracker that nobody queues for.
 _WAITING = 900
-_DENIED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
-_INVALID = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
 
 class MlflowTracker(Recorder):
@@ -130,36 +128,6 @@ def groups(records: Sequence[Record]) -> list[list[Record]]:
 def _text(value: float) -> str:
     """Return the value as MLflow's databases keep it: infinity is the largest number."""
     return repr(max(min(value, sys.float_info.max), -sys.float_info.max))
-
-
-class Explained:
-    """Turns any failure of MLflow's into one clear line, of the class that says whether to try again."""
-
-    def __init__(self, doing: str) -> None:
-        self.doing = doing
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, TrackingError):
-            reason = redact(str(error)).strip().split("\n")[0][:300]
-            address = redact(Environment.read().tracking_uri)
-            raise _class_of(error)(f"{self.doing} failed at {address}: {reason}; check MLFLOW_TRACKING_URI") from error
-
-
-def _class_of(error: Exception) -> type[TrackingError]:
-    code = getattr(error, "error_code", "")
-    status = getattr(getattr(error, "response", None), "status_code", 0)  # of an artifact's request
-    if code in _DENIED or status in (401, 403):
-        return DeniedError
-    if code in _INVALID or (400 <= status < 500 and status not in (404, 408, 429)) or _of_a_file(error):
-        return InvalidRecordError
-    return TrackingError
-
-
-def _of_a_file(error: Exception) -> bool:
-    return isinstance(error, FileNotFoundError | PermissionError) and error.filename is not None
 
 
 #: How often MLflow's client repeats a request by itself, in this process.

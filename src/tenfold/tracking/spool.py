@@ -1,33 +1,34 @@
-"""What MLflow was not sent yet, as JSON lines.
+"""What MLflow does not have yet, as JSON lines in a local file.
 
 Each attempt of a task has a file of its own, ``<home>/tracking/<run id>/<task>/<number>.jsonl``, and holds a lock on it
 as long as its process lives. Its first line is the :class:`Header`; then comes a line for each record, in order, and
-``{"sent": n}`` for what MLflow has. What is left at a task's end goes to the same key below ``tracking/`` of the store,
-without the lines of what was sent. Numbers count up; no time decides an order.
+``{"sent": n}`` for what MLflow has. Numbers count up; no time decides an order.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
+import glob
 import json
 import os
-import tempfile
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from tenfold.environment import Environment
-from tenfold.errors import ConflictError, redact
-from tenfold.storage import Store
-from tenfold.tracking.tracker import InvalidRecordError, Record, now
+from tenfold.errors import redact
+from tenfold.progress import count
+from tenfold.tracking.failures import InvalidRecordError
+from tenfold.tracking.tracker import Record, now
 
 FOLDER = "tracking"
-_SUFFIX, _CLAIM = ".jsonl", ".claim"
+SUFFIX = ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Spool:
         self._handle, self._sent = handle, sent
         self._lock = threading.Lock()
         self._number = self._last = 0
+        self._torn = True  # the last line may have been cut off, by a kill or a full disk
         self._position = self._end = 0
 
     @classmethod
@@ -70,16 +72,17 @@ class Spool:
         """Make the file of a new attempt, numbered behind those of its task's earlier ones."""
         folder = home / FOLDER / header.run_id / header.task
         folder.mkdir(parents=True, exist_ok=True)
-        number = max((_number(path.name) for path in folder.iterdir()), default=0)
+        number = max((number_of(path.name) for path in folder.iterdir()), default=0)
         # It gets its name when it has its lock and its header, so that nobody takes it for an abandoned one.
         aside = folder / f".making-{uuid.uuid4().hex}"
         handle = os.open(aside, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody else takes the file either
+            fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             os.write(handle, json.dumps(asdict(header)).encode() + b"\n")
             while True:
                 number += 1
-                path = folder / f"{number:06d}{_SUFFIX}"
+                path = folder / f"{number:06d}{SUFFIX}"
                 try:
                     path.hardlink_to(aside)
                 except FileExistsError:
@@ -99,13 +102,17 @@ class Spool:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(handle).st_ino == path.stat().st_ino:
                 return cls(path, handle, _acknowledged(path))
-        except (BlockingIOError, FileNotFoundError):
+        except OSError:  # locked, or gone
             pass
         os.close(handle)
         return None
 
     def _write(self, line: dict[str, Any]) -> None:
-        os.write(self._handle, json.dumps(line).encode() + b"\n")
+        data = b"\n" * self._torn + json.dumps(line).encode() + b"\n"
+        self._torn = True
+        if os.write(self._handle, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._torn = False
 
     def add(self, op: str, values: dict[str, Any]) -> None:
         """Add a record.
@@ -140,7 +147,8 @@ class Spool:
             if self._sent == self._last:
                 self._position = self._end
             if self._handle >= 0:
-                self._write({"sent": self._sent})
+                with contextlib.suppress(OSError):  # after a kill they are sent twice, which does no harm
+                    self._write({"sent": self._sent})
 
     def remove(self) -> None:
         """Remove the file, and the folders that it leaves empty; a second time does nothing."""
@@ -163,31 +171,9 @@ class Spool:
                 os.close(self._handle)
                 self._handle = -1
 
-    def leave(self, store: Store) -> str:
-        """Move what was not acknowledged into the store and return its key, behind those of earlier attempts.
 
-        Raises:
-            TenfoldError: the store does not take it; the file is still here.
-        """
-        header = header_of(self.path)
-        prefix = f"{FOLDER}/{header.run_id}/{header.task}/"
-        number = max((_number(entry.key.rpartition("/")[2]) for entry in store.list(prefix)), default=0)
-        with tempfile.NamedTemporaryFile(suffix=_SUFFIX) as file:
-            for line in chain([asdict(header)], unsent(self.path)):
-                file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            while True:
-                number += 1
-                key = f"{prefix}{number:06d}{_SUFFIX}"
-                try:
-                    store.create(key, Path(file.name))
-                except ConflictError:
-                    continue
-                self.remove()
-                return key
-
-
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
+    """Return the number in a spool's file name; 0 of another file's."""
     text = name.partition(".")[0]
     return int(text) if text.isdigit() else 0
 
@@ -230,46 +216,18 @@ def unsent(path: Path) -> Iterator[Record]:
                 yield record
 
 
-def in_parts(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    """Yield ``size`` records at a time."""
-    iterator = iter(records)
-    while part := list(islice(iterator, size)):
-        yield part
-
-
 def told(records: Iterable[Record]) -> str:
-    """Return what records are: ``12 points, 1 file, the status``."""
+    """Return what records are, ``12 points, 1 tag, the status`` for example; nothing of none."""
     counts: Counter[str] = Counter()
     for record in records:
-        counts[record["op"]] += (
-            len(record.get(record["op"], ())) if record["op"] in {"tags", "params", "metrics"} else 1
-        )
-    names = {"tags": "tag", "params": "parameter", "metrics": "point", "artifact": "file or folder"}
-    parts = [f"{n} {names[op]}{'' if n == 1 else 's'}" for op, n in counts.items() if op in names]
-    return ", ".join(parts + ["the status"] * ("finish" in counts)) or "nothing"
+        op = record["op"]
+        counts[op] += len(record[op]) if op in {"tags", "params", "metrics"} else 1
+    names = {"metrics": "point", "params": "parameter", "tags": "tag", "artifact": "file or folder"}
+    parts = [count(counts[op], name) for op, name in names.items() if counts[op]]
+    return ", ".join(parts + ["the status"] * ("finish" in counts))
 
 
-def left_local(home: Path, run_id: str = "*", task: str = "*") -> list[Path]:
-    """Return the files below ``home``, each task's in order."""
-    return sorted((home / FOLDER).glob(f"{run_id}/{task}/*{_SUFFIX}"))
-
-
-def left_in_store(store: Store, run_id: str | None = None) -> list[str]:
-    """Return the keys of what tasks left in the store, each task's in order."""
-    prefix = f"{FOLDER}/{run_id}/" if run_id else f"{FOLDER}/"
-    return sorted(entry.key for entry in store.list(prefix) if entry.key.endswith(_SUFFIX))
-
-
-def claim(store: Store, key: str, claimant: str) -> bool:
-    """Reserve what lies at ``key`` for one of several tasks that start at once; its own retry gets it again."""
-    try:
-        store.create(key + _CLAIM, claimant.encode())
-    except ConflictError:
-        return False
-    return True
-
-
-def discard(store: Store, key: str) -> None:
-    """Remove what lies at ``key``, and its reservation."""
-    store.delete(key + _CLAIM)  # first, so that a kill here leaves no reservation of nothing
-    store.delete(key)
+def left_local(home: Path, run_id: str | None = None, task: str | None = None) -> list[Path]:
+    """Return the files below ``home``, each task's in order; those of one run or task where it is given."""
+    run, which = (glob.escape(name) if name else "*" for name in (run_id, task))
+    return sorted((home / FOLDER).glob(f"{run}/{which}/*{SUFFIX}"))

@@ -1,4 +1,4 @@
-"""What a stage may record, what becomes of it first, and the errors that tell whether to send it again."""
+"""What a stage may record, and the form that it first gets."""
 
 from __future__ import annotations
 
@@ -6,16 +6,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
-
-from tenfold.errors import TrackingError
-
-
-class DeniedError(TrackingError):
-    """MLflow knows the caller not, or lets it not (401, 403): the same again fails until somebody acts."""
-
-
-class InvalidRecordError(TrackingError):
-    """MLflow will never take this record: it is malformed, changes a parameter, or its run was deleted."""
 
 
 class Tracker(Protocol):
