@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tenfold.environment import Environment
+from tenfold.errors import TrackingError
 from tenfold.tracking.failures import DeniedError, Explained, InvalidRecordError
 from tenfold.tracking.tracker import Record, Recorder, now
 
 RUN_TAG, TASK_TAG = "tenfold.run_id", "tenfold.task"
+#: Seconds between attempts at an artifact whose store fails while MLflow answers.
+_ARTIFACT_PAUSES = (1.0, 4.0)
 #: So many points wait at most in a tracker that nobody queues for.
 _WAITING = 900
 
@@ -91,16 +95,25 @@ class MlflowTracker(Recorder):
         return (step, _text(value)) in self._known[key]
 
     def _send_artifact(self, path: Path, folder: str) -> None:
+        """Send a file or folder; where MLflow answers and its store of artifacts does not, the rest goes on without."""
         if not path.exists():
             raise InvalidRecordError(f"{path} is not there any more")
-        try:
-            with Explained(f"sending {path.name} to MLflow"):
-                if path.is_dir():
-                    self.client.log_artifacts(self.run_id, str(path), folder or None)
-                else:
-                    self.client.log_artifact(self.run_id, str(path), folder or None)
-        except DeniedError as error:  # by the artifacts' store, which may be another than that of the points
-            raise InvalidRecordError(str(error)) from error
+        for pause in (*_ARTIFACT_PAUSES, None):
+            try:
+                with Explained(f"sending {path.name} to MLflow"):
+                    if path.is_dir():
+                        self.client.log_artifacts(self.run_id, str(path), folder or None)
+                    else:
+                        self.client.log_artifact(self.run_id, str(path), folder or None)
+                return
+            except InvalidRecordError:
+                raise
+            except TrackingError as error:
+                with Explained("asking for the run"):
+                    self.client.get_run(self.run_id)
+                if pause is None or isinstance(error, DeniedError):
+                    raise InvalidRecordError(str(error)) from error
+                time.sleep(pause)
 
     def finish(self, status: str) -> None:
         """See :class:`Tracker`."""
