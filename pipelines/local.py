@@ -19,7 +19,9 @@ from tenfold.environment import Environment, allocator
 from tenfold.errors import TenfoldError
 from tenfold.fingerprint import source_digest
 from tenfold.pipelines.semi_supervised import Images, build
-from tenfold.tracking import close_runs
+from tenfold.progress import Reporter
+from tenfold.storage import open_store
+from tenfold.tracking import close_runs, send_left
 
 
 class PipelineError(TenfoldError):
@@ -62,8 +64,11 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
             pipeline = build(local_images())
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 pipeline(**arguments)
+        _send_waiting(environment)
     except BaseException as error:
         end_children()
+        if isinstance(error, Exception):
+            _send_waiting(environment)
         with contextlib.suppress(TenfoldError):  # the stage's own error is the one to tell
             close_runs(environment, "FAILED" if isinstance(error, Exception) else "KILLED")
         if isinstance(error, RuntimeError):
@@ -74,6 +79,13 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
         end_children()
         shutil.rmtree(temporary, ignore_errors=True)
         (folder / _OWNER).unlink(missing_ok=True)
+
+
+def _send_waiting(environment: Environment) -> None:
+    """Send to MLflow what this run's last tasks could not; where it is still away, the next run does."""
+    warn = Reporter("tracking", environment.events).warn
+    with contextlib.suppress(TenfoldError):
+        send_left(environment, open_store(environment.store, patient=False), warn, run_id=environment.run_id)
 
 
 #: In a run's folder while it works: which process that is.

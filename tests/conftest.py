@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -86,15 +87,6 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
     raise TimeoutError(f"nothing listens on port {port} after {seconds} s")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 @pytest.fixture(scope="session")
 def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real S3 server (seaweedfs) on loopback; yields its address."""
@@ -161,18 +153,32 @@ def s3(seaweedfs: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server with SQLite on loopback; yields its address."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
+def start_mlflow() -> Callable[[Path, int], subprocess.Popen[bytes]]:
+    """Return what starts a real MLflow server with SQLite in a folder and on a port of loopback; SIGKILL ends all."""
+
+    def start(folder: Path, port: int) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination",
+            str(folder / "artifacts"),
+        ]  # fmt: skip
+        with (folder / "log").open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         wait_for_port(port, process, 90)
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(
+    tmp_path_factory: pytest.TempPathFactory, start_mlflow: Callable[[Path, int], subprocess.Popen[bytes]]
+) -> Iterator[str]:
+    """A real MLflow server with SQLite on loopback; yields its address."""
+    port = free_port()
+    process = start_mlflow(tmp_path_factory.mktemp("mlflow"), port)
+    try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        _stop(process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -14,10 +14,12 @@ from tenfold.data.listing import list_images
 from tenfold.data.plan import listing_key
 from tenfold.data.sources import TABLES, open_source
 from tenfold.environment import Environment
-from tenfold.errors import ConfigError, DataError
+from tenfold.errors import ConfigError, DataError, TenfoldError
 from tenfold.fingerprint import digest, file_digest
+from tenfold.progress import Reporter
+from tenfold.progress import count as counted
 from tenfold.storage import FileStore, free_bytes, open_store
-from tenfold.tracking import parent_run
+from tenfold.tracking import parent_run, send_left
 
 #: At most this many images of a source are looked at.
 LISTED = 200_000
@@ -130,7 +132,7 @@ def check(config: RunConfig) -> str | None:
 
 
 def run(request: Request, environment: Environment) -> tuple[RunConfig, str | None]:
-    """Check the run, open the store, and make the pipeline's parent run in MLflow."""
+    """Check the run, open the store, make the parent run in MLflow, and send it what earlier runs could not."""
     config = request.resolve()
     listing = check(config)
     store = open_store(environment.store, patient=False)
@@ -142,7 +144,19 @@ def run(request: Request, environment: Environment) -> tuple[RunConfig, str | No
     parent = parent_run(environment, config.name, patient=False)
     parent.tags({"tenfold.config": json.dumps(config.model_dump())[:7900], "tenfold.source": config.data.source})
     parent.params({"name": config.name, "source": config.data.source, "seed": config.seed})
+    _send_waiting(environment)
     return config, listing
+
+
+def _send_waiting(environment: Environment) -> None:
+    reporter = Reporter("preflight", environment.events)
+    try:
+        count = send_left(environment, open_store(environment.store, patient=False), reporter.warn)
+    except TenfoldError as error:
+        reporter.warn(f"what earlier runs left for MLflow still waits: {error}")
+        return
+    if count:
+        reporter.note(f"sent to MLflow what {counted(count, 'earlier task')} had left")
 
 
 def write_resolved(config: RunConfig, path: Path) -> None:

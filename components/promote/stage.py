@@ -20,7 +20,7 @@ from tenfold.fingerprint import canonical_json
 from tenfold.registry import CHALLENGER, CHAMPION, Decision, Registered, Registry, decide
 from tenfold.report.render import render
 from tenfold.storage import Store
-from tenfold.tracking import parent_run
+from tenfold.tracking import nested_run, parent_run
 from tenfold.work import Work
 
 CONFIGS = {"promote": PromoteConfig}
@@ -76,7 +76,7 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
         {
             "tenfold.fingerprint": lineage["fingerprint"], "tenfold.dataset": lineage["dataset"],
             "tenfold.code": lineage["code"], "tenfold.run_id": work.environment.run_id,
-            "tenfold.mlflow_run": lineage["mlflow_run_id"], "tenfold.view": predictions["view"],
+            "tenfold.mlflow_run": _mlflow_run(lineage, work.environment), "tenfold.view": predictions["view"],
             "tenfold.test_split": predictions["test_split"], "tenfold.top1": f"{top1:.6f}",
             "tenfold.labels": str(evaluation["counts"]["labelled"]),
         },
@@ -164,11 +164,16 @@ def _finish_parent(
     """Give the parent run the result, the report, and links to the runs that did each stage's work."""
     parent = parent_run(environment)
     parent.metrics({f"top1.{rung['id']}": rung["scores"]["top1"]["value"] for rung in evaluation["rungs"]})
-    links = {f"tenfold.stage.{row['stage']}": row["mlflow_run_id"] for row in evaluation["stages"]}
+    links = {f"tenfold.stage.{row['stage']}": _mlflow_run(row, environment) for row in evaluation["stages"]}
     parent.tags(
         {**links, "tenfold.dataset": evaluation["dataset"], "tenfold.alias": verdict.alias,
          "tenfold.model_version": f"{verdict.model}/{verdict.version}",
-         "tenfold.stage.evaluate": read_lineage(inputs.evaluation)["mlflow_run_id"]}
+         "tenfold.stage.evaluate": _mlflow_run(read_lineage(inputs.evaluation), environment)}
     )  # fmt: skip
     parent.artifact(report)
     parent.finish("FINISHED")
+
+
+def _mlflow_run(lineage: dict[str, Any], environment: Environment) -> str:
+    """Return the MLflow run of a stage; of one that ended while MLflow was away, the run that it got since, or ""."""
+    return lineage["mlflow_run_id"] or nested_run(environment, lineage["run_id"], lineage["stage"]) or ""

@@ -36,6 +36,8 @@ class Environment:
         store: URI of the store of shards, manifests and checkpoints (``TENFOLD_STORE``).
         tracking_uri: MLflow's address (``MLFLOW_TRACKING_URI``, default a SQLite file in ``home``).
         experiment: MLflow experiment (``MLFLOW_EXPERIMENT_NAME``).
+        tracking_patience: seconds that a stage waits at its end for an MLflow that is away, before it leaves to the
+            next one what could not be sent (``TENFOLD_TRACKING_PATIENCE``).
         run_id: identity of the pipeline run (``TENFOLD_RUN_ID``; on Kubeflow the pod's run id label).
         device: ``cpu``, ``cuda`` or ``auto`` (``TENFOLD_DEVICE``).
         threads: threads for computing (``TENFOLD_THREADS``, default: the cores that this process, or its container, may
@@ -54,6 +56,7 @@ class Environment:
     store: str
     tracking_uri: str
     experiment: str
+    tracking_patience: float
     run_id: str
     device: str
     threads: int
@@ -76,6 +79,7 @@ class Environment:
             store=get("TENFOLD_STORE") or (home / "store").as_uri(),
             tracking_uri=get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
             experiment=get("MLFLOW_EXPERIMENT_NAME") or "tenfold",
+            tracking_patience=_number("TENFOLD_TRACKING_PATIENCE", 120.0),
             run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
             device=_device(get("TENFOLD_DEVICE") or "auto"),
             threads=max(1, int(_number("TENFOLD_THREADS", cores()))),

@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from tenfold.launch import launch, processes
 from tenfold.owner import end_with
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
-from tenfold.tracking import NoTracker, QueuedTracker, Tracker, running_tasks, task_run
+from tenfold.tracking import NoTracker, QueuedTracker, Tracker, running_tasks
 from tenfold.work import FINAL, Work, published
 from tenfold.worker import perform
 
@@ -112,7 +111,7 @@ def execute(
 
     Reads the surroundings, opens the work place, runs the stage, checks that each output was written, and leaves the
     lineage beside it. The stage's module, and with it torch, is loaded inside its working time; MLflow is loaded and
-    spoken to by a thread beside it.
+    spoken to by a thread beside it, and fails no stage that can do without it.
 
     Args:
         task: the task's name.
@@ -134,7 +133,8 @@ def execute(
             importlib.import_module(f"tenfold.components.{room or task}.stage")
             gc.enable()
         # only now: two threads that import at once hinder each other more than they gain
-        attempt.tracker = tracker = QueuedTracker(partial(task_run, environment, task))
+        store = open_store(environment.store)
+        attempt.tracker = tracker = QueuedTracker(environment, task, store, attempt.reporter)
         code, names = source_digest(), identities(inputs)
         name = fingerprint(task, config, names, code)
         dataset = inputs.get("dataset")
@@ -144,7 +144,7 @@ def execute(
              **({"tenfold.dataset": dataset} if dataset is not None else {})}
         )  # fmt: skip
         tracker.params(_flat(json.loads(config)))
-        work = Work(task, name, open_store(environment.store), environment, attempt.reporter, tracker)
+        work = Work(task, name, store, environment, attempt.reporter, tracker)
         made = {key: Path(value) for key, value in outputs.items()}
         result = (launch if spread else perform)(task, room, config, inputs, made, work)
         seconds = time.monotonic() - start + sum(work.spent)

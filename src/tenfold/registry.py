@@ -71,7 +71,7 @@ class Registry:
 
     def __init__(self, environment: Environment, name: str) -> None:
         self.name, self._environment = name, environment
-        self._client = client(environment)
+        self._client = client(environment, repeats=5)  # for a minute; nothing here is done later
 
     def _call(self, doing: str, call: Any, *arguments: Any, **named: Any) -> Any:
         try:

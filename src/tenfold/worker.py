@@ -13,7 +13,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tenfold.fingerprint import canonical_json
 from tenfold.owner import end_with
 from tenfold.progress import Reporter
 from tenfold.storage import Store, open_store
-from tenfold.tracking import NoTracker, QueuedTracker, Tracker, task_run
+from tenfold.tracking import NoTracker, QueuedTracker, Tracker
 from tenfold.work import Work
 
 REQUEST, RESULT, FAILURE = "request.json", "result.json", "failure.json"
@@ -103,7 +102,7 @@ def main() -> None:
     request = Request.model_validate_json(store.read(key))
     first = os.environ.get("RANK", "0") == "0"
     reporter = Reporter(request.task, environment.events, quiet=not first)
-    tracker: Tracker = QueuedTracker(partial(task_run, environment, request.task)) if first else NoTracker()
+    tracker: Tracker = QueuedTracker(environment, request.task, store, reporter) if first else NoTracker()
     work = Work(request.task, request.fingerprint, store, environment, reporter, tracker)
     try:
         with tempfile.TemporaryDirectory() as scratch:

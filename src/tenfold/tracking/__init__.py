@@ -1,0 +1,26 @@
+"""The one place that talks to MLflow tracking.
+
+A pipeline run has one parent MLflow run, found by its tag ``tenfold.run_id``; each task has one nested run,
+found by (run id, task) and adopted again on a retry. Addresses and credentials come by the environment.
+
+A stage records through :class:`QueuedTracker`, which never waits for MLflow: what is not sent yet lies in a spool.
+"""
+
+from __future__ import annotations
+
+from tenfold.tracking.queued import QueuedTracker
+from tenfold.tracking.resend import send_left
+from tenfold.tracking.runs import (
+    MlflowTracker,
+    client,
+    close_runs,
+    latest_tasks,
+    nested_run,
+    parent_run,
+    running_tasks,
+    task_run,
+)
+from tenfold.tracking.tracker import NoTracker, Tracker
+
+__all__ = ["MlflowTracker", "NoTracker", "QueuedTracker", "Tracker", "client", "close_runs", "latest_tasks",
+           "nested_run", "parent_run", "running_tasks", "send_left", "task_run"]  # fmt: skip
