@@ -89,10 +89,10 @@ def _torchrun(key: str, work: Work, place: str) -> None:
     process = subprocess.Popen(command, env=variables)
     with _passed_on(process) as told:
         status = process.wait()
-    if status == 0:
-        return
     if work.store.exists(place + FAILURE):
         raise LaunchError(json.loads(work.store.read(place + FAILURE))["message"])
+    if status == 0:
+        return
     if told.is_set():
         raise InterruptedTrainingError("told to end; a checkpoint holds what was done, and the same again goes on")
     raise LaunchError(

@@ -91,7 +91,8 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def placed_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """Return a whole ``tensor`` spread over the ranks as ``model`` is."""
+    """Return a whole ``tensor``, which every rank has, spread over the ranks as ``model`` is."""
     if not isinstance(model, DTensor):
         return tensor
-    return cast(Tensor, distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements))
+    there = tensor.to(model.device)
+    return cast(Tensor, distribute_tensor(there, model.device_mesh, model.placements, src_data_rank=None))

@@ -97,9 +97,11 @@ def main() -> None:
     environment = Environment.read()
     end_with(environment.owner)
     store = open_store(environment.store)
-    if store.exists(place + FAILURE):  # torchrun starts everything again, and what failed would fail again
-        sys.exit(TenfoldError.exit_code)
     request = Request.model_validate_json(store.read(key))
+    # torchrun reports any other status with a traceback of its own; a TrainJob must not count as complete
+    failed = TenfoldError.exit_code if request.afar else 0
+    if store.exists(place + FAILURE):  # torchrun starts everything again, and what failed would fail again
+        sys.exit(failed)
     first = os.environ.get("RANK", "0") == "0"
     reporter = Reporter(request.task, environment.events, quiet=not first)
     tracker: Tracker = QueuedTracker(environment, request.task, store, reporter) if first else NoTracker()
@@ -115,8 +117,8 @@ def main() -> None:
         if not isinstance(error, TenfoldError):
             traceback.print_exc()
         elif not isinstance(error, InterruptedTrainingError):
-            record = {"message": redact(str(error)), "exit_code": status}
-            store.write(place + FAILURE, canonical_json(record).encode())
+            store.write(place + FAILURE, canonical_json({"message": redact(str(error))}).encode())
+            status = failed
         sys.stderr.flush()
         os._exit(status)  # other ranks may wait for this one for ever: torchrun ends them
 

@@ -56,7 +56,8 @@ class Training:
         if torch.cuda.is_available():
             for number, state in enumerate(all_gather(torch.cuda.get_rng_state()[None])):
                 tensors[f"rng.{number}.cuda"] = state
-        copied = {name: _copied(whole(tensor)) for name, tensor in tensors.items()}
+        # in one order on all ranks: what was read from a checkpoint may stand in any
+        copied = {name: _copied(whole(tensors[name])) for name in sorted(tensors)}
         return Checkpoint(step, copied, {"history": list(self.history), **values}, score)
 
     def restore(self, saved: Checkpoint) -> None:
