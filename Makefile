@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train bench-scaling compiled clean
+.PHONY: help setup demo test test-all test-faults lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train bench-scaling compiled clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test: $(STAMP)  ## the tests, real S3 and MLflow servers among them
 
 test-all: $(STAMP)  ## also the slow ones
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-faults: $(STAMP)  ## the faults, trainings killed at random steps among them; about a quarter of an hour
+	$(BIN)/pytest tests/faults -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/ruff check .
