@@ -63,7 +63,7 @@ class Objective(nn.Module):
         return {}
 
     def concern(self, figures: Mapping[str, float], step: int, steps: int) -> str | None:
-        """Return what speaks against the figures of a point of the curves; None: nothing does."""
+        """Return what speaks against the figures of a point of the curves, told once a start; None: nothing does."""
         return None
 
 
