@@ -56,6 +56,25 @@ def test_create_makes_an_absent_object_and_accepts_the_same_bytes_again(s3: str)
     assert store.read("a") == b"one"
 
 
+def test_a_sweep_ends_the_uploads_in_parts_that_killed_writers_left_below_a_prefix(s3: str) -> None:
+    store = open_store(f"{s3}/some")
+    assert isinstance(store, S3Store)
+    store.write("a/whole", b"whole")
+
+    def begun() -> set[str]:
+        return {found["Key"] for found in store.client.list_multipart_uploads(Bucket=store.bucket).get("Uploads", [])}
+
+    for key in ("some/a/half", "some/a/deep/half", "some/b/half", "a/half"):
+        upload = store.client.create_multipart_upload(Bucket=store.bucket, Key=key)
+        store.client.upload_part(
+            Bucket=store.bucket, Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * (5 << 20)
+        )
+    assert len(begun()) == 4
+    store.sweep("a/")
+    assert begun() == {"some/b/half", "a/half"}
+    assert store.read("a/whole") == b"whole"
+
+
 def test_of_racing_creators_one_wins_and_its_bytes_are_whole(s3: str) -> None:
     writers = 6
     store = open_store(s3)

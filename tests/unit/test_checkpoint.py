@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tenfold.errors import NonFiniteError, StorageError
 from tenfold.storage import FileStore, Store
 from tenfold.training.checkpoint import Checkpoint, Checkpoints
 from tenfold.work import Work
@@ -218,3 +220,133 @@ def test_nothing_but_safetensors_and_json_is_written(work: Work) -> None:
         assert path.suffix in {".safetensors", ".json"}
         if path.suffix == ".json":
             json.loads(path.read_text())
+
+
+class Waiting(FileStore):
+    """Its writes begin when they are let."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.let = threading.Event()
+
+    def write(self, key: str, data: bytes) -> None:  # type: ignore[override]
+        assert self.let.wait(60)
+        super().write(key, data)
+
+
+class Full(FileStore):
+    """A disk that is full from the first write on."""
+
+    def write(self, key: str, data: bytes) -> None:  # type: ignore[override]
+        raise StorageError(f"{self.uri}/{key}: No space left on device")
+
+
+def on(work: Work, kind: type[FileStore]) -> Work:
+    assert isinstance(work.store, FileStore)
+    return replace(work, store=kind(work.store.root))
+
+
+def scored(step: int, score: float | None) -> Checkpoint:
+    return replace(at(step), score=score)
+
+
+def kept_steps(work: Work) -> list[int]:
+    return sorted({int(key.split("/checkpoints/")[1].split("/")[0]) for key in keys(work.store)})
+
+
+def test_saving_goes_on_in_the_background_until_it_is_waited_for(work: Work) -> None:
+    slow = on(work, Waiting)
+    assert isinstance(slow.store, Waiting)
+    with Checkpoints(slow) as kept:
+        kept.save(at(1))
+        assert keys(work.store) == [], "save returned before anything was written"
+        slow.store.let.set()
+        kept.wait()
+        assert kept_steps(work) == [1]
+        kept.save(at(2))
+    assert kept_steps(work) == [1, 2], "leaving waits for the last one"
+
+
+@pytest.mark.parametrize(
+    "occasion",
+    [lambda kept: kept.save(at(2)), lambda kept: kept.wait(), lambda kept: kept.__exit__(None, None, None)],
+    ids=["save", "wait", "leave"],
+)
+def test_a_write_that_failed_is_told_at_the_next_occasion_and_once(
+    work: Work, occasion: Callable[[Checkpoints], None]
+) -> None:
+    kept = Checkpoints(on(work, Full))
+    kept.save(at(1))
+    with pytest.raises(StorageError, match="No space left"):
+        occasion(kept)
+    kept.__exit__(None, None, None)
+    assert keys(work.store) == []
+
+
+def test_an_error_that_ends_the_training_is_not_hidden_by_a_write_that_failed(work: Work) -> None:
+    def train() -> None:
+        with Checkpoints(on(work, Full)) as kept:
+            kept.save(at(1))
+            raise NonFiniteError("the first")
+
+    with pytest.raises(NonFiniteError, match="the first"):
+        train()
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.1, 0.9, 0.2, 0.3, 0.4], [2, 4, 5]),
+        ([0.1, 0.9, 0.2, 0.9, 0.4], [2, 4, 5]),
+        ([0.9, 0.9, 0.2, 0.3, 0.4], [1, 4, 5]),
+        ([0.1, 0.2, 0.3, 0.4, 0.9], [4, 5]),
+        ([None, 0.2, None, None, None], [2, 4, 5]),
+        ([None, None, None, None, None], [4, 5]),
+        ([0.0, None, -1.0, None, None], [1, 4, 5]),
+    ],
+)
+def test_the_last_two_and_the_best_are_kept_and_of_equals_the_earlier(
+    work: Work, scores: list[float | None], expected: list[int]
+) -> None:
+    with Checkpoints(work) as kept:
+        for step, score in enumerate(scores, start=1):
+            kept.save(scored(step, score))
+    assert kept_steps(work) == expected
+
+
+def test_the_score_stands_in_the_complete_file_and_comes_back(work: Work) -> None:
+    save_checkpoint(work, scored(3, 0.625))
+    assert json.loads(work.store.read(f"{work.own}checkpoints/000000003/complete.json"))["score"] == 0.625
+    found = latest_checkpoint(work)
+    assert found is not None
+    assert found.score == 0.625
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"score":"high"}', b'{"score":NaN}'])
+def test_a_damaged_complete_file_of_its_own_does_not_end_a_run_that_removes_old_ones(
+    work: Work, content: bytes
+) -> None:
+    for step, score in ((1, 0.5), (2, 0.4)):
+        save_checkpoint(work, scored(step, score))
+    work.store.write(f"{work.own}checkpoints/000000002/complete.json", content)
+    with Checkpoints(work) as kept:
+        for step in (3, 4):
+            kept.save(scored(step, 0.1))
+    assert kept_steps(work) == [1, 3, 4], "the damaged one is no best one"
+
+
+def test_a_start_removes_what_its_own_run_left_half_written_and_passes_over_another_s(make_work: MakeWork) -> None:
+    own, other = make_work(run_id="own"), make_work(run_id="other")
+    assert isinstance(own.store, FileStore)
+    for work in (own, other):
+        save_checkpoint(work, at(4))
+        half = f"{work.own}checkpoints/000000005/"
+        work.store.write(f"{half}state.safetensors", b"half")
+        (own.store.root / half / ".writing-abc").write_bytes(b"less")
+    with Checkpoints(own) as kept:
+        found = kept.latest()
+    assert found is not None
+    assert found.step == 4
+    left = [path.relative_to(own.store.root).as_posix() for path in own.store.root.rglob("*") if path.is_file()]
+    assert [name for name in left if name.startswith(own.own) and "000000005" in name] == []
+    assert sum(name.startswith(other.own) and "000000005" in name for name in left) == 2

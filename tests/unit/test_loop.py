@@ -221,6 +221,27 @@ def test_a_stop_between_two_points_of_the_curves_leaves_them_as_they_would_have_
     assert_same((straight, history), (resumed, fit(resumed, streams, settings, settings.length(1), CPU, make_work())))
 
 
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_features_that_collapsed_are_warned_of_once_and_healthy_ones_not(
+    make_work: MakeWork, reader: SplitReader, capfd: pytest.CaptureFixture[str], collapsed: bool
+) -> None:
+    objective, streams = build("contrastive", reader, "torchvision")
+    assert isinstance(objective, Contrastive)
+    if collapsed:  # whatever is seen, the projection is nearly the same
+
+        def constant(_: object, __: object, z: Tensor) -> Tensor:
+            return z * 1e-4 + torch.ones_like(z)
+
+        objective.model.register_forward_hook(constant)
+    settings = config(12, learning_rate=0.01)
+    history = fit(objective, streams, settings, settings.length(1), CPU, make_work())
+    assert all((point["spread"] < 0.01) == collapsed for point in history)
+    told = capfd.readouterr().err
+    assert told.count("the features have collapsed") == collapsed
+    if collapsed:
+        assert "after step 2 of 12" in told, "the first tenth of the steps is left alone"
+
+
 def test_a_point_of_the_curves_is_the_mean_of_its_steps_and_reaches_the_tracker(
     make_work: MakeWork, reader: SplitReader
 ) -> None:

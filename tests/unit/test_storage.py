@@ -243,3 +243,17 @@ def test_addresses_that_cannot_be_read_are_refused(uri: str) -> None:
 
 def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "a" / "b" / "c") > 0
+
+
+def test_a_sweep_removes_what_killed_writers_left_below_a_prefix_and_nothing_else(store: FileStore) -> None:
+    for key in ("a/one/whole", "a/two/whole", "ab/whole"):
+        store.write(key, b"whole")
+    for name in ("a/one/.writing-x", "a/one/deep/.writing-y", "a/two/.writing-z", "ab/.writing-x", "a/one/.other"):
+        path = store.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    store.sweep("a/one/")
+    store.sweep("not/there/")
+    assert files_in(store.root) == {
+        "a/one/whole", "a/two/whole", "ab/whole", "a/two/.writing-z", "ab/.writing-x", "a/one/.other"
+    }  # fmt: skip

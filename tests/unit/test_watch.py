@@ -12,7 +12,7 @@ from tenfold.config import Description, HeadConfig, ResNetConfig
 from tenfold.evaluation.probes import leave_one_out_accuracy, nearest_neighbours
 from tenfold.models.heads import SimCLRModel
 from tenfold.models.saved import build
-from tenfold.training.watch import Watch, alignment, uniformity
+from tenfold.training.watch import Watch, alignment, spread, uniformity
 
 
 def small_model() -> SimCLRModel:
@@ -29,6 +29,15 @@ def test_alignment_is_the_mean_squared_distance_and_uniformity_tells_collapse_fr
     assert alignment(a, b) == pytest.approx(2)
     assert uniformity(torch.ones(5, 3) / 3**0.5).item() == pytest.approx(0, abs=1e-6)
     assert uniformity(torch.eye(4)).item() == pytest.approx(-4)  # all pairs have the squared distance 2
+
+
+def test_the_spread_is_none_of_equal_rows_and_near_one_of_rows_that_fill_the_sphere() -> None:
+    assert spread(torch.ones(5, 4) / 2) == 0
+    # of each one-hot column, one entry of four is 1: its deviation is sqrt(1/4 - 1/16)
+    assert spread(torch.eye(4)).item() == pytest.approx(2 * (3 / 16) ** 0.5)
+    rows = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    assert spread(rows / rows.norm(dim=1, keepdim=True)).item() == pytest.approx(1, abs=0.01)
+    assert spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item() == pytest.approx(0.5**0.5)
 
 
 def test_nearest_neighbours_weigh_their_votes_by_the_cosine() -> None:

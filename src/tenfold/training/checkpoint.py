@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -150,11 +151,10 @@ class Checkpoints:
         places = sorted(self._complete(self._own), reverse=True)
         if len(places) <= _KEPT:
             return
-        scores = {place: self._record(place).get("score") for place in places}
-        scored = [place for place in places if scores[place] is not None]
-        best = max(scored, key=lambda place: (scores[place], -place.step), default=None)
+        scored = [(score, -place.step) for place in places if (score := self._score(place)) is not None]
+        best = -max(scored)[1] if scored else None
         for place in places[_KEPT:]:
-            if place != best:
+            if place.step != best:
                 self._remove(place.folder)
 
     def _remove(self, folder: str) -> None:
@@ -183,6 +183,14 @@ class Checkpoints:
     def _record(self, place: _Place) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(self._work.store.read(place.folder + _COMPLETE))
         return record
+
+    def _score(self, place: _Place) -> float | None:
+        """Return how good its network is; None where that was not measured or cannot be read any more."""
+        try:
+            score = self._record(place)["score"]
+        except (TenfoldError, KeyError, TypeError, ValueError):
+            return None
+        return score if isinstance(score, int | float) and math.isfinite(score) else None
 
     def _read(self, place: _Place) -> Checkpoint | None:
         where = f"{self._work.store.uri}/{place.folder}"

@@ -165,7 +165,7 @@ class _Curves:
     def __init__(self, training: Training, steps: int, work: Work, phase: str) -> None:
         self._training, self._steps, self._work, self._phase = training, steps, work, phase
         self._every = max(1, steps // _POINTS)
-        self._concerns: set[str] = set()
+        self._warned = False
 
     def add(self, step: int, figures: dict[str, torch.Tensor], feed: _Feed) -> float | None:
         """Take in a step; return how good the network is where that was measured."""
@@ -180,9 +180,8 @@ class _Curves:
             training.history.append({"step": step, **means})
             training.window = []
             work.tracker.metrics(means, step)
-            concern = training.objective.concern(means, step, steps)
-            if concern is not None and concern not in self._concerns:
-                self._concerns.add(concern)
+            if not self._warned and (concern := training.objective.concern(means, step, steps)) is not None:
+                self._warned = True
                 work.reporter.warn(concern)
         shown = {"loss": training.history[-1]["loss"]} if training.history else {}
         shown["% waiting for data"] = round(100 * feed.waiting(), 1)

@@ -63,7 +63,7 @@ class Objective(nn.Module):
         return {}
 
     def concern(self, figures: Mapping[str, float], step: int, steps: int) -> str | None:
-        """Return what speaks against the figures of a point of the curves; None: nothing does."""
+        """Return what speaks against the figures of a point of the curves, told once a start; None: nothing does."""
         return None
 
 
@@ -113,12 +113,12 @@ class Contrastive(Objective):
             with torch.no_grad():
                 keys = self.momentum.model(together)
         with torch.autocast(z.device.type, enabled=False):  # similarities over a low temperature need float32
-            a, b = z.float().split(len(first))
+            a, b = _wide(z).split(len(first))
             self._views = (a.detach(), b.detach())
             if keys is None:
                 loss, accuracy = nt_xent(a, b, self.temperature)
                 return loss, {"contrast_accuracy": accuracy}
-            one, other = keys.float().split(len(first))
+            one, other = _wide(keys).split(len(first))
             forth = momentum_contrast(a, other, self.queue, self.temperature)
             back = momentum_contrast(b, one, self.queue, self.temperature)
             self._enqueue(all_gather(unit(one)))
@@ -163,10 +163,14 @@ class Contrastive(Objective):
         return chosen if chosen is not None else self.model
 
 
+def _wide(values: Tensor) -> Tensor:
+    """Return float32 at least: losses need it."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the model's logits as float32, whatever it computes in: losses need it."""
-    logits: Tensor = model(images.contiguous(memory_format=torch.channels_last)).float()
-    return logits
+    """Return the model's logits in float32 at least, whatever it computes in."""
+    return _wide(model(images.contiguous(memory_format=torch.channels_last)))
 
 
 class _Averaged(Objective):
