@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-faults lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train bench-scaling compiled clean
+.PHONY: help setup demo test test-all test-faults lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train bench-profile bench-scaling compiled clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -55,9 +55,12 @@ bench-data: $(STAMP)  ## packing, views and reading against their peers: PHOTOGR
 	$(BIN)/pip install --quiet -c docker/constraints.txt -e .[bench]
 	$(BIN)/python benchmarks/data.py $(PHOTOGRAPHS) $(CIFAR10)
 
-bench-train: $(STAMP)  ## the contrastive loss against its peers
+bench-train: $(STAMP)  ## the training engine against its peers: CIFAR10=….tar, ONLY='steps ranks' for some parts
 	$(BIN)/pip install --quiet -c docker/constraints.txt -e .[bench]
-	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/train.py $(CIFAR10) $(if $(ONLY),--only $(ONLY))
+
+bench-profile: $(STAMP)  ## where a pretraining step's time goes, into docs/profile.md
+	$(BIN)/python benchmarks/step_profile.py --write docs/profile.md
 
 bench-scaling: $(STAMP)  ## estimates of the papers' runs on 8 to 512 GPUs, into docs/scaling.md; PRICE=… a GPU-hour
 	$(BIN)/python benchmarks/scaling.py --write docs/scaling.md $(if $(PRICE),--price $(PRICE))

@@ -1,9 +1,11 @@
-"""The training engine side by side with its peers. So far: NT-Xent, forward and backward, in time and memory.
+"""The training engine side by side with its peers: NT-Xent, the pretraining step, checkpoints, two ranks.
 
-Each measurement is a process of its own with the same number of threads, the sides in turn, several times over; a ratio
-is the median of the paired ratios. The peers are lightly's NTXentLoss and the whole matrices by torch's cross-entropy.
-Extra memory is what the process's peak grows by over the first forward and backward pass. Install lightly with
-``pip install -e .[bench]``.
+Each measurement is a process of its own on two threads in all, the sides in turn, several times over; a ratio is the
+median of the paired ratios. Steps are SimCLR's on CIFAR-10: ResNet-18 for small images with 16 or 32 channels, 256
+images, two views of 32 pixels, a projection head of two layers, SGD with momentum; data included unless said otherwise,
+the first ten steps and the start excluded. The peer is lightly in the form of its example, in float32, with whichever
+of 0, 1 and 2 DataLoader workers is fastest. ``auto`` is what our configuration resolves to. Install what is compared
+with by ``pip install -e .[bench]``.
 """
 
 from __future__ import annotations
@@ -11,101 +13,230 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import nt_xent
 import numpy as np
+from data import dataset_of, files_of, unpack
+from peer import Peer
 from record import RESULTS, current_commit, write_result
+from steps import THREADS, Side
 
-REPEATS, TIMED, THREADS, WIDTH, TEMPERATURE = 5, 5, 2, 128, 0.1
+from tenfold.environment import allocator
 
-
-def losses(kind: str) -> Callable[[Any, Any], Any]:
-    """Return NT-Xent of two batches of projections as ``kind`` computes it."""
-    import torch
-    import torch.nn.functional as F
-
-    from tenfold.losses.nt_xent import nt_xent
-
-    if kind == "lightly":
-        from lightly.loss import NTXentLoss
-
-        loss: Callable[[Any, Any], Any] = NTXentLoss(temperature=TEMPERATURE)
-        return loss
-
-    def whole(first: Any, second: Any) -> Any:
-        a, b, target = F.normalize(first), F.normalize(second), torch.arange(len(first))
-        itself = torch.eye(len(a), dtype=torch.bool)
-        ab, aa = a @ b.T / TEMPERATURE, (a @ a.T / TEMPERATURE).masked_fill(itself, -1e9)
-        bb = (b @ b.T / TEMPERATURE).masked_fill(itself, -1e9)
-        return F.cross_entropy(torch.cat([ab, aa], 1), target) + F.cross_entropy(torch.cat([ab.T, bb], 1), target)
-
-    return whole if kind == "matrix" else lambda a, b: nt_xent(a, b, TEMPERATURE).loss
+REPEATS, TIMED, TRIALS = 5, 30, (0, 1, 2)
+WIDTHS = {"16": 0.25, "32": 0.5}
+#: A checkpoint each so many steps, in every second of so many windows.
+EVERY, WINDOWS = 100, 4
+HERE = Path(__file__).parent
+OURS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def measure_one(kind: str, pairs: int) -> dict[str, float]:
-    """Return the median seconds of forward and backward, and the extra memory in MiB."""
-    import torch
+@dataclass(frozen=True)
+class Place:
+    """Where the images are, and how much is measured.
 
-    torch.set_num_threads(THREADS)
-    generator = torch.Generator().manual_seed(0)
-    views = [torch.randn(pairs, WIDTH, generator=generator, requires_grad=True) for _ in range(2)]
-    loss = losses(kind)
-    small = [view[:64].detach().requires_grad_() for view in views]
-    loss(*small).backward()  # libraries load what they need
-    before, took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
-    for number in range(TIMED + 1):
-        start = time.perf_counter()
-        loss(*views).backward()
-        took.append(time.perf_counter() - start)
-        if number == 0:
-            extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"seconds": float(np.median(took[1:])), "extra_mib": extra}
+    Attributes:
+        dataset: URI of ours.
+        images: NumPy file of the peer's.
+        warm: steps ahead of those that are timed.
+        timed: steps that are timed.
+        repeats: of each comparison.
+    """
+
+    dataset: str
+    images: str
+    warm: int
+    timed: int
+    repeats: int
+
+    def side(self, **settings: Any) -> Callable[[], dict[str, Any]]:
+        """Return a measurement of ours."""
+        return lambda: ours(Side(self.dataset, "", **{"warm": self.warm, "timed": self.timed, **settings}))
+
+    def ranks(self, **settings: Any) -> Callable[[], dict[str, Any]]:
+        """Return a measurement of ours on two ranks."""
+        return lambda: ours(Side(self.dataset, "", warm=self.warm, timed=self.timed, **settings), ranks=2)
+
+    def peer(self, *, settings: bool = False, **values: Any) -> Callable[[], dict[str, Any]]:
+        """Return a measurement of the peer; with ``settings`` it gets our process's environment."""
+        return lambda: peers(Peer(self.images, warm=self.warm, timed=self.timed, **values), settings=settings)
 
 
-def measure(kind: str, pairs: int) -> dict[str, float]:
-    """Run one measurement in a process of its own."""
-    command = [sys.executable, __file__, "--one", kind, str(pairs)]
-    found = subprocess.run(command, env={**os.environ}, check=True, capture_output=True, text=True)
-    told: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+def run(command: list[str], threads: int, *, settings: bool) -> dict[str, Any]:
+    """Run a measurement, with or without the environment that our stages give themselves."""
+    unset = {"GLIBC_TUNABLES", "OMP_WAIT_POLICY", "TENFOLD_STORE", "TENFOLD_EVENTS", "TENFOLD_OWNER_PID"}
+    environment = {key: value for key, value in os.environ.items() if key not in unset}
+    environment |= {"OMP_NUM_THREADS": str(threads), "TENFOLD_THREADS": str(threads)}
+    if settings:
+        environment |= {**allocator(), **OURS}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if found.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with status {found.returncode}:\n{found.stderr[-4000:]}")
+    told: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
     return told
 
 
-def compare(pairs: int, repeats: int) -> dict[str, Any]:
-    """Measure the three sides in turn; ratios say how many times as fast, and with what share of the memory."""
-    kinds = ("tiled", "matrix", "lightly")
-    runs = [{kind: measure(kind, pairs) for kind in (kinds if turn % 2 else kinds[::-1])} for turn in range(repeats)]
+def ours(side: Side, ranks: int = 1) -> dict[str, Any]:
+    """Measure our step, on ranks with a share of the threads each."""
+    with tempfile.TemporaryDirectory() as folder:
+        side = replace(side, store=Path(folder).as_uri())
+        spread = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+        command = [sys.executable, *spread, str(HERE / "steps.py"), side.encoded()]
+        return run(command, THREADS // ranks, settings=True)
+
+
+def peers(peer: Peer, *, settings: bool) -> dict[str, Any]:
+    """Measure the peer's step."""
+    return run([sys.executable, str(HERE / "peer.py"), peer.encoded()], THREADS, settings=settings)
+
+
+def in_turn(sides: dict[str, Callable[[], dict[str, Any]]], repeats: int) -> list[dict[str, dict[str, Any]]]:
+    """Measure the sides one after another, forwards and backwards in turn."""
+    runs = []
+    for turn in range(repeats):
+        found = {}
+        for name in list(sides)[:: 1 if turn % 2 else -1]:
+            found[name] = sides[name]()
+            print(f"  {name}: {found[name]['views_per_second']:.0f} views/s", flush=True)
+        runs.append(found)
+    return runs
+
+
+def ratio(runs: list[dict[str, dict[str, Any]]], side: str, other: str, goal: float | None = None) -> dict[str, Any]:
+    """Return the paired ratios of two sides' speed, and their median beside the goal."""
+    return beside([each[side]["views_per_second"] / each[other]["views_per_second"] for each in runs], goal)
+
+
+def beside(ratios: list[float], goal: float | None) -> dict[str, Any]:
+    """Return ratios and their median beside the goal, which is a lower bound."""
+    middle = float(np.median(ratios))
+    return {"ratio": middle, "ratios": ratios, "goal": goal, "held": None if goal is None else middle >= goal}
+
+
+# --- the parts -------------------------------------------------------------------------------------------
+
+
+def measure_nt_xent(place: Place) -> dict[str, Any]:
+    """Compare NT-Xent in tiles with its peers; 32,768 pairs are ours alone."""
+    found: dict[str, Any] = {"nt_xent_4096": nt_xent.compare(4096, place.repeats)}
+    found["nt_xent_32768"] = {"pairs": 32_768, **nt_xent.measure("tiled", 32_768)}
+    return found
+
+
+def measure_steps(place: Place) -> dict[str, Any]:
+    """Compare the pretraining step with lightly's, and with a step that need not wait for data."""
+    found = {}
+    for name, width in WIDTHS.items():
+        trials = {str(count): place.peer(width=width, workers=count)() for count in TRIALS}
+        workers = max(TRIALS, key=lambda count: trials[str(count)]["views_per_second"])
+        sides = {
+            "ours": place.side(width=width),
+            "ours_float32": place.side(width=width, precision="float32"),
+            "ours_preloaded": place.side(width=width, data=False),
+            "lightly": place.peer(width=width, workers=workers),
+            "lightly_channels_last": place.peer(width=width, workers=workers, channels_last=True),
+            "lightly_our_environment": place.peer(width=width, workers=workers, settings=True),
+        }
+        runs = in_turn(sides, place.repeats)
+        found[f"steps_{name}"] = {
+            "channels": int(name), "workers": workers, "workers_tried": trials,
+            "beside_lightly": ratio(runs, "ours", "lightly", 2.5),
+            "float32_beside_lightly": ratio(runs, "ours_float32", "lightly"),
+            "beside_lightly_channels_last": ratio(runs, "ours", "lightly_channels_last"),
+            "float32_beside_lightly_channels_last": ratio(runs, "ours_float32", "lightly_channels_last"),
+            "beside_lightly_our_environment": ratio(runs, "ours", "lightly_our_environment"),
+            "beside_preloaded": ratio(runs, "ours", "ours_preloaded", 0.9), "runs": runs,
+        }  # fmt: skip
+    return found
+
+
+def measure_ranks(place: Place) -> dict[str, Any]:
+    """Compare two ranks of one thread with one process of two, on the same global batch."""
+    sides: dict[str, Callable[[], dict[str, Any]]] = {}
+    for told, data in (("data", True), ("preloaded", False)):
+        sides[f"one_{told}"] = place.side(data=data)
+        for norm in ("local", "global"):
+            sides[f"two_{norm}_{told}"] = place.ranks(data=data, batch_norm=norm)
+    runs = in_turn(sides, place.repeats)
     ratios = {
-        f"{what}_{other}": float(np.median([top(run, other) for run in runs]))
-        for other in ("matrix", "lightly")
-        for what, top in (
-            ("times_as_fast_as", lambda run, other: run[other]["seconds"] / run["tiled"]["seconds"]),
-            ("share_of_memory_of", lambda run, other: run["tiled"]["extra_mib"] / run[other]["extra_mib"]),
+        f"{norm}_{told}": ratio(runs, f"two_{norm}_{told}", f"one_{told}", {"local": 0.8, "global": 0.6}[norm])
+        for norm in ("local", "global") for told in ("data", "preloaded")
+    }  # fmt: skip
+    return {"ranks": {**ratios, "runs": runs}}
+
+
+def measure_checkpoints(place: Place) -> dict[str, Any]:
+    """Compare windows of steps with a checkpoint and without, in turn in the same process."""
+    every = max(2, EVERY * place.timed // TIMED)
+    runs = [place.side(data=False, every=every, timed=WINDOWS * every)() for _ in range(place.repeats)]
+    windows = beside([1 / (1 + lost) for each in runs for lost in each["lost"]], 0.98)
+    directly = beside([1 - each["lost_directly"] for each in runs], 0.98)
+    return {"checkpoints": {"every": every, "windows": windows, "directly": directly, "runs": runs}}
+
+
+PARTS = {"nt_xent": measure_nt_xent, "steps": measure_steps, "checkpoints": measure_checkpoints, "ranks": measure_ranks}
+KEYS = {"nt_xent": ("nt_xent_4096", "nt_xent_32768"), "steps": ("steps_16", "steps_32"),
+        "checkpoints": ("checkpoints",), "ranks": ("ranks",)}  # fmt: skip
+
+
+def images_of(folder: Path) -> Path:
+    """Write a folder's images decoded into one NumPy file beside it the first time; returns the file."""
+    from PIL import Image
+
+    path = folder.with_suffix(".npy")
+    if not path.is_file():
+        np.save(path, np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files_of(folder)]))
+    return path
+
+
+def kept(only: list[str], commit: str) -> dict[str, Any]:
+    """Return the parts of the result file that are not measured now, if the same commit gave them.
+
+    Raises:
+        SystemExit: another commit gave them.
+    """
+    path = RESULTS / "train.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    names = [key for part, keys in KEYS.items() if part not in only for key in keys if key in before]
+    if names and before["commit"] != commit:
+        raise SystemExit(
+            f"{path} holds {', '.join(names)} of commit {before['commit']}, not of {commit}: measure all, or remove it"
         )
-    }
-    return {"pairs": pairs, **ratios, "runs": runs}
+    return {name: before[name] for name in names}
 
 
 def main() -> None:
-    """Measure everything and write results/train.json."""
+    """Measure everything, or some parts, and write results/train.json and train.png."""
+    from train_figure import draw
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cifar10", type=Path, help="tar of CIFAR-10 as JPEG")
+    parser.add_argument("--home", type=Path, default=Path(".tenfold/bench-data"))
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="parts; default: all")
     parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--warm", type=int, default=10)
+    parser.add_argument("--timed", type=int, default=TIMED)
+    parser.add_argument("--images", type=int, help="take the first so many alone (for trying it out)")
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure_one(options.one[0], int(options.one[1]))))
-        return
-    commit = current_commit()
-    result: dict[str, Any] = {"what": __doc__, "threads": THREADS, "repeats": options.repeats}
-    result["nt_xent_4096"] = compare(4096, options.repeats)
-    print({key: value for key, value in result["nt_xent_4096"].items() if key != "runs"}, flush=True)
-    result["nt_xent_32768"] = {"pairs": 32_768, **measure("tiled", 32_768)}
-    print(result["nt_xent_32768"], flush=True)
-    path = write_result("train", result, commit)
+    commit, home = current_commit(), options.home.absolute()
+    result = kept(options.only, commit)
+    home.mkdir(parents=True, exist_ok=True)
+    folder = unpack(options.cifar10, home / f"cifar10{f'-{options.images}' if options.images else ''}", options.images)
+    folder = folder / "train"
+    place = Place(dataset_of(folder).uri, str(images_of(folder)), options.warm, options.timed, options.repeats)
+    for name in options.only:
+        print(name, flush=True)
+        result |= PARTS[name](place)
+        about = {"what": __doc__, "threads": THREADS, "repeats": options.repeats}
+        path = write_result("train", {**about, **result}, commit)  # an interrupted benchmark goes on by --only
+        draw(result, path.with_suffix(".png"))
     print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
 
 

@@ -1,0 +1,91 @@
+"""NT-Xent, forward and backward, side by side with its peers in time and memory; a part of train.py.
+
+Each measurement is a process of its own with the same number of threads, the sides in turn, several times over; a ratio
+is the median of the paired ratios. The peers are lightly's NTXentLoss and the whole matrices by torch's cross-entropy.
+Extra memory is what the process's peak grows by over the first forward and backward pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+TIMED, THREADS, WIDTH, TEMPERATURE = 5, 2, 128, 0.1
+
+
+def losses(kind: str) -> Callable[[Any, Any], Any]:
+    """Return NT-Xent of two batches of projections as ``kind`` computes it."""
+    import torch
+    import torch.nn.functional as F
+
+    from tenfold.losses.nt_xent import nt_xent
+
+    if kind == "lightly":
+        from lightly.loss import NTXentLoss
+
+        loss: Callable[[Any, Any], Any] = NTXentLoss(temperature=TEMPERATURE)
+        return loss
+
+    def whole(first: Any, second: Any) -> Any:
+        a, b, target = F.normalize(first), F.normalize(second), torch.arange(len(first))
+        itself = torch.eye(len(a), dtype=torch.bool)
+        ab, aa = a @ b.T / TEMPERATURE, (a @ a.T / TEMPERATURE).masked_fill(itself, -1e9)
+        bb = (b @ b.T / TEMPERATURE).masked_fill(itself, -1e9)
+        return F.cross_entropy(torch.cat([ab, aa], 1), target) + F.cross_entropy(torch.cat([ab.T, bb], 1), target)
+
+    return whole if kind == "matrix" else lambda a, b: nt_xent(a, b, TEMPERATURE).loss
+
+
+def measure_one(kind: str, pairs: int) -> dict[str, float]:
+    """Return the median seconds of forward and backward, and the extra memory in MiB."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(pairs, WIDTH, generator=generator, requires_grad=True) for _ in range(2)]
+    loss = losses(kind)
+    small = [view[:64].detach().requires_grad_() for view in views]
+    loss(*small).backward()  # libraries load what they need
+    before, took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    for number in range(TIMED + 1):
+        start = time.perf_counter()
+        loss(*views).backward()
+        took.append(time.perf_counter() - start)
+        if number == 0:
+            extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"seconds": float(np.median(took[1:])), "extra_mib": extra}
+
+
+def measure(kind: str, pairs: int) -> dict[str, float]:
+    """Run one measurement in a process of its own."""
+    command = [sys.executable, __file__, kind, str(pairs)]
+    found = subprocess.run(command, env={**os.environ}, check=True, capture_output=True, text=True)
+    told: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+    return told
+
+
+def compare(pairs: int, repeats: int) -> dict[str, Any]:
+    """Measure the three sides in turn; ratios say how many times as fast, and with what share of the memory."""
+    kinds = ("tiled", "matrix", "lightly")
+    runs = [{kind: measure(kind, pairs) for kind in (kinds if turn % 2 else kinds[::-1])} for turn in range(repeats)]
+    ratios = {
+        f"{what}_{other}": float(np.median([top(run, other) for run in runs]))
+        for other in ("matrix", "lightly")
+        for what, top in (
+            ("times_as_fast_as", lambda run, other: run[other]["seconds"] / run["tiled"]["seconds"]),
+            ("share_of_memory_of", lambda run, other: run["tiled"]["extra_mib"] / run[other]["extra_mib"]),
+        )
+    }
+    return {"pairs": pairs, **ratios, "runs": runs}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_one(sys.argv[1], int(sys.argv[2]))))
