@@ -10,7 +10,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL_ADDRESSES, SECRET
+from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL, SECRET
 from tenfold.trainjob import TrainJobSpec
 
 
@@ -24,7 +24,7 @@ def placed(component: Callable[..., dsl.PipelineTask]) -> Callable[..., dsl.Pipe
         made = component(**arguments)
         kubernetes.use_field_path_as_env(made, "TENFOLD_RUN_ID", "metadata.labels['pipeline/runid']")
         kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in ADDRESSES})
-        kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in OPTIONAL_ADDRESSES}, optional=True)
+        kubernetes.use_config_map_as_env(made, CONFIG_MAP, {name: name for name in OPTIONAL}, optional=True)
         kubernetes.use_secret_as_env(made, SECRET, {name: name for name in CREDENTIALS}, optional=True)
         return made
 

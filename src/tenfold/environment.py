@@ -20,10 +20,11 @@ from tenfold.errors import ConfigError
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
-#: Where the addresses and the credentials of a cluster's pods lie, by fixed names; the keys are the variables' names.
+#: Where a cluster's pods find addresses, settings and credentials, by fixed names; the keys are the variables' names.
 CONFIG_MAP, SECRET = "tenfold-env", "tenfold-s3"
 ADDRESSES = ("TENFOLD_STORE", "MLFLOW_TRACKING_URI")
-OPTIONAL_ADDRESSES = ("MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+OPTIONAL = ("MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "TENFOLD_CACHE_BYTES",
+            "TENFOLD_CHECKPOINT_SECONDS", "TENFOLD_RESUME_RESIZED", "TENFOLD_TRACKING_PATIENCE")  # fmt: skip
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 

@@ -121,11 +121,7 @@ def _trainjob(spec: str, key: str, work: Work, place: str) -> None:
     """Run the request as a TrainJob; torchrun takes nodes, ranks and their meeting point from the pods' variables."""
     command = ["python3", "-m", "torch.distributed.run", f"--max-restarts={RESTARTS}", "-m", "tenfold.worker", key]
     environment = work.environment
-    variables = {
-        **allocator(), "TENFOLD_RUN_ID": environment.run_id,
-        "TENFOLD_CHECKPOINT_SECONDS": str(environment.checkpoint_seconds),
-        "TENFOLD_RESUME_RESIZED": str(int(environment.resume_resized)),
-    }  # fmt: skip
+    variables = {**allocator(), "TENFOLD_RUN_ID": environment.run_id}
     try:
         run_trainjob(TrainJobSpec.parse(spec), work.stage, environment.run_id, command, variables, work.reporter)
     except TrainJobError:

@@ -183,7 +183,7 @@ def test_a_trainjob_s_pods_get_their_inputs_and_leave_their_result_through_the_s
     kubelet = Kubelet(
         fake,
         {"TENFOLD_STORE": (home / "store").as_uri(), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'pods.db'}",
-         "MLFLOW_EXPERIMENT_NAME": "pods"},
+         "MLFLOW_EXPERIMENT_NAME": "pods", "TENFOLD_CHECKPOINT_SECONDS": "0"},
     )  # fmt: skip
     kubelet.start()
     spec = TrainJobSpec(image="registry/tenfold@sha256:0", nodes=2, gpus_per_node=0, deadline_seconds=600)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL_ADDRESSES, SECRET
+from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL, SECRET
 from tenfold.errors import ConfigError, first_fault
 
 GROUP, VERSION, KIND = "trainer.kubeflow.org", "v1alpha1", "TrainJob"
@@ -131,7 +131,7 @@ def manifest(
     """
     from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-    refused = set(variables) & {*ADDRESSES, *OPTIONAL_ADDRESSES, *CREDENTIALS, *_RESERVED, "TENFOLD_TRAINJOB"}
+    refused = set(variables) & {*ADDRESSES, *OPTIONAL, *CREDENTIALS, *_RESERVED, "TENFOLD_TRAINJOB"}
     if refused:
         raise ValueError(f"variables of a TrainJob that may not be given by value: {', '.join(sorted(refused))}")
     amounts = {"cpu": spec.cpus_per_node, "memory": spec.memory_per_node, "nvidia.com/gpu": spec.gpus_per_node or None}
@@ -175,7 +175,7 @@ def _references() -> list[dict[str, Any]]:
     """Return variables that name where the pods find addresses and credentials."""
     places = (
         ("configMapKeyRef", CONFIG_MAP, ADDRESSES, False),
-        ("configMapKeyRef", CONFIG_MAP, OPTIONAL_ADDRESSES, True),
+        ("configMapKeyRef", CONFIG_MAP, OPTIONAL, True),
         ("secretKeyRef", SECRET, CREDENTIALS, True),
     )
     return [
