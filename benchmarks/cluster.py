@@ -13,7 +13,9 @@ PEAK = 989.4e12
 MEMORY, RESERVED = 80e9, 8e9
 NVLINK, INFINIBAND = 370e9, 50e9
 IMAGES, IMAGE_BYTES, TAR_BYTES = 1_281_167, 115_000, 2_048
-STORE_RATE = 1e9
+COPY_RATE, STORE_RATE = 4e9, 1e9
+#: Tensors of the size of the largest that the backward pass has beside the saved ones.
+PASSING = 5
 DECODER = 7_000
 
 MLPERF = (
@@ -80,12 +82,13 @@ class Scenario:
     between: float
 
     def gather(self, ranks: int) -> float:
-        """Seconds of a small all-gather; with a tensor for each rank, as our code calls it, each is copied out."""
-        return (max(self.latency, ring_gather(ranks)) if self.ring else self.latency) + ranks * self.launch
+        """Seconds of a small all-gather."""
+        return max(self.latency, ring_gather(ranks)) if self.ring else self.latency
 
-    def reduce(self, ranks: int) -> float:
-        """Seconds of a small all-reduce."""
-        return max(self.latency, tree_reduce(ranks)) if self.ring else self.latency
+    def reduce(self, size: float, ranks: int) -> float:
+        """Seconds of an all-reduce of ``size`` bytes, few enough for a tree."""
+        least = max(self.latency, tree_reduce(ranks)) if self.ring else self.latency
+        return least + ring_all_reduce(size, ranks) / self.bandwidth(ranks)
 
     def bandwidth(self, ranks: int) -> float:
         """Bytes a second and GPU of a large collective."""
@@ -116,20 +119,19 @@ ASSUMPTIONS = [
      "closed/Dell/systems/XE9680_H100_SXM_80GBx8_TRT.json), all in use, or a ring through one; assumed"),
     ("a small collective", "20 µs / NCCL's model, at least 20 µs / the same, at least 40 µs",
      "latencies of NCCL's rings and trees: https://github.com/NVIDIA/nccl (src/graph/tuning.cc); 20 and 40 µs assumed"),
-    ("an all-gather's copies", "one operation a rank",
-     "torch's all_gather into a list copies each part: https://github.com/pytorch/pytorch "
-     "(torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp)"),
     ("starting an operation", "0 / 5 / 6 µs",
      "4 to 6 µs: https://susun-blog.com/blog/pegainfer-3-cuda-graph; 0 with CUDA graphs"),
     ("backward pass", "twice the forward pass", "the usual count: gradients of inputs and of weights"),
     ("overlap", "the gradients' all-reduce with the backward pass; nothing else", "as DistributedDataParallel does"),
-    ("passing tensors of the backward pass", "3 of the largest", "assumed"),
+    ("passing tensors of the backward pass", f"{PASSING} of the largest",
+     "batch norm over ranks: the gradient, and two products in float32; for ViT assumed"),
     ("image", f"{IMAGE_BYTES / 1e3:.0f} kB, {TAR_BYTES / 1e3:.1f} kB more in a shard",
      "ImageNet has about 150 GB: "
      "https://developer.nvidia.com/blog/loading-data-fast-with-dali-and-new-jpeg-decoder-in-a100/; "
      "two headers, the json member and padding"),
     ("decoding on a GPU (A100)", f"about {DECODER:,} images/s",
      "https://github.com/NVIDIA/DALI/issues/5362, which quotes NVIDIA's article; none found for H100"),
+    ("copying a checkpoint to the CPU, one process", f"{COPY_RATE / 1e9:.0f} GB/s", "assumed; memory is not pinned"),
     ("writing to the store, one process", f"{STORE_RATE / 1e9:.0f} GB/s", "assumed"),
 ]  # fmt: skip
 
@@ -140,8 +142,8 @@ def ring_all_reduce(size: float, ranks: int) -> float:
 
 
 def fully_sharded(parameters: float, ranks: int) -> float:
-    """Return the bytes that a rank sends a step: weights (2 bytes) gathered twice, gradients (4 bytes) scattered."""
-    return (ranks - 1) / ranks * (2 * 2 + 4) * parameters
+    """Return the bytes that a rank sends a step: weights gathered twice, gradients scattered, all in float32."""
+    return (ranks - 1) / ranks * (2 * 4 + 4) * parameters
 
 
 def ring_gather(ranks: int) -> float:

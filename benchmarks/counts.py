@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.losses import nt_xent
+from tenfold.models import norm as norm_module
 from tenfold.models.norm import BatchNorm
 from tenfold.models.resnet import Block
 
@@ -32,7 +34,7 @@ class Counts:
     Attributes:
         macs: multiply-adds of a view's forward pass.
         parameters: trainable numbers.
-        norms: batch norms, each of which takes a collective forward and one backward where there are several ranks.
+        norms: batch norms, each of which takes an all-reduce forward and one backward over several ranks.
         norm_channels: channels of all of them.
         saved: bytes that a view's forward pass keeps.
         checkpointed: the same where each residual or transformer block keeps its input alone, and the largest block is
@@ -156,6 +158,26 @@ def launches_of_a_tile() -> float:
 
 
 def tiles_of(images: int, ranks: int) -> int:
-    """Return NT-Xent's tiles on a rank that has ``images`` images, two views each: none spans two ranks."""
-    blocks = 2 * -(-images // nt_xent.TILE)
-    return blocks * blocks * ranks
+    """Return NT-Xent's tiles on a rank that has ``images`` images, two views each: its rows by all ranks' columns."""
+    return 4 * -(-images // nt_xent.TILE) * -(-images * ranks // nt_xent.TILE)
+
+
+@cache
+def launches_of_a_norm() -> tuple[int, int, int]:
+    """Return the operations of a batch norm: on one rank forward; over ranks forward and backward.
+
+    Over ranks it is run in a process group of this process alone, which calls the same operations.
+    """
+    norm, x = BatchNorm(4), torch.randn(2, 4, 3, 3, requires_grad=True)
+    with Launches() as alone:
+        norm(x)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with Launches() as forward:
+            y, *_ = norm_module._global_norm(x, norm.weight, norm.bias, norm.eps)
+        with Launches() as backward:
+            torch.autograd.grad(y, [x, norm.weight, norm.bias], torch.ones_like(y))
+    finally:
+        dist.destroy_process_group()
+    averages = 2  # the moving ones, which follow in both
+    return alone.count, forward.count + averages, backward.count

@@ -10,7 +10,7 @@ from typing import Any
 import cluster
 import numpy as np
 from cluster import IMAGES, Scenario
-from counts import Counts, count, launches_of_a_tile, tiles_of
+from counts import Counts, count, launches_of_a_norm, launches_of_a_tile, tiles_of
 from record import RESULTS
 from timm import create_model
 
@@ -18,7 +18,7 @@ from tenfold.config import DataConfig, Description, HeadConfig, ResNetConfig, lo
 from tenfold.models.saved import build
 
 GPUS = (8, 64, 512)
-FP32, BF16 = 4, 2
+FP64, FP32, BF16 = 8, 4, 2
 CLASSES = [str(number) for number in range(1000)]
 
 
@@ -119,15 +119,16 @@ def runs() -> list[Run]:
 def state_bytes(run: Run, ranks: int = 1) -> float:
     """Return bytes of weights, gradients and optimizer, sharded over ``ranks``, and of what is not sharded."""
     counts = networks()[run.network][1]
-    own = counts.parameters * (run.state + BF16 + run.averages * FP32)  # bfloat16: autocast's copies of the weights
+    spread = counts.parameters * (run.state + run.averages * FP32)
+    whole = counts.parameters * BF16  # autocast's copies of the weights
     teachers = {name for name, _, training in run.others if not training and not run.averages}
-    return own / ranks + sum(FP32 * networks()[name][1].parameters for name in teachers)
+    return spread / ranks + whole + sum(FP32 * networks()[name][1].parameters for name in teachers)
 
 
 def activation_bytes(run: Run, *, checkpointed: bool) -> float:
-    """Return bytes that a trained view needs: what is kept, and three of the largest tensor on the way back."""
+    """Return bytes that a trained view needs: what is kept, and some of the largest tensor on the way back."""
     counts = networks()[run.network][1]
-    return (counts.checkpointed if checkpointed else counts.saved) + 3 * counts.largest
+    return (counts.checkpointed if checkpointed else counts.saved) + cluster.PASSING * counts.largest
 
 
 def loss_bytes(run: Run, images: int, parts: int) -> float:
@@ -177,12 +178,18 @@ def step_flops(run: Run, *, checkpointed: bool) -> dict[str, float]:
     return found
 
 
-def step_seconds(run: Run, gpus: int, scenario: Scenario, *, mended: bool = False) -> dict[str, float] | None:
-    """Return the parts of a step's time; None where it cannot run.
+def norm_seconds(counts: Counts, gpus: int, scenario: Scenario, forwards: int = 1) -> tuple[float, float]:
+    """Return the seconds that all batch norms' all-reduces take in ``forwards`` forward passes and in a backward one.
 
-    With ``mended`` the code's two costs that grow with the ranks are gone: batch norm's all-gather is two all-reduces
-    (of sums, then of squared deviations), and NT-Xent's tiles span ranks.
+    Forward they sum three float64 a channel, backward two float32.
     """
+    channels = counts.norm_channels / max(1, counts.norms)
+    there, back = (scenario.reduce(each * channels, gpus) for each in (3 * FP64, 2 * FP32))
+    return counts.norms * forwards * there, counts.norms * back
+
+
+def step_seconds(run: Run, gpus: int, scenario: Scenario) -> dict[str, float] | None:
+    """Return the parts of a step's time; None where it cannot run."""
     how = plan(run, gpus)
     if how is None:
         return None
@@ -194,18 +201,15 @@ def step_seconds(run: Run, gpus: int, scenario: Scenario, *, mended: bool = Fals
         for kind, flops in step_flops(run, checkpointed=checkpointed).items()
     }
     other = sum(networks()[name][1].launches for name, _, _ in run.others)
-    launches = parts * scenario.launch * (counts.launches * (forwards + 2) + other)
-    training = sum(networks()[name][1].norms for name, _, trains in run.others if trains)
-    packets = (gpus - 1) * 3 * FP32 * counts.norm_channels / max(1, counts.norms) / scenario.bandwidth(gpus)
-    gather, reduce = scenario.gather(gpus) + packets, scenario.reduce(gpus)
-    if mended:
-        gather = min(gather, 2 * reduce)
-    norms = parts * ((counts.norms * forwards + training) * gather + counts.norms * reduce)
+    normed = forwards + sum(trains for _, _, trains in run.others)  # the momentum encoder is the same network
+    alone, forward, backward = launches_of_a_norm()
+    spanning = counts.norms * (normed * (forward - alone) + backward - 2 * alone)
+    launches = parts * scenario.launch * (counts.launches * (forwards + 2) + other + spanning)
+    norms = parts * sum(norm_seconds(counts, gpus, scenario, normed))
     tiles = 0.0
     if run.contrast == 0:
-        images = run.images // gpus // parts
-        many = tiles_of(images * gpus, 1) / gpus if mended else tiles_of(images, gpus)
-        tiles = parts * scenario.launch * launches_of_a_tile() * max(1.0, many)
+        tiles = parts * scenario.launch * launches_of_a_tile() * tiles_of(run.images // gpus // parts, gpus)
+        tiles += parts * 3 * scenario.gather(gpus)  # views; in the backward pass their sums and weights
     gradients = cluster.ring_all_reduce(FP32 * counts.parameters, gpus) / scenario.bandwidth(gpus)
     computing = max(sum(products.values()), launches)
     exposed = max(0.0, gradients - computing * 2 / 3 / parts)
@@ -213,9 +217,9 @@ def step_seconds(run: Run, gpus: int, scenario: Scenario, *, mended: bool = Fals
     return {**found, "step": sum(found.values())}
 
 
-def hours(run: Run, gpus: int, scenario: str, *, mended: bool = False) -> float | None:
+def hours(run: Run, gpus: int, scenario: str) -> float | None:
     """Return the training's hours."""
-    seconds = step_seconds(run, gpus, cluster.SCENARIOS[scenario], mended=mended)
+    seconds = step_seconds(run, gpus, cluster.SCENARIOS[scenario])
     return seconds["step"] * run.steps / 3600 if seconds else None
 
 

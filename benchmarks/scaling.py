@@ -16,9 +16,10 @@ from typing import Any
 
 import cluster
 from cluster import IMAGES, NODE, SCENARIOS
-from counts import count
+from counts import count, launches_of_a_norm
 from estimate import (
     FP32,
+    FP64,
     GPUS,
     Run,
     activation_bytes,
@@ -26,6 +27,7 @@ from estimate import (
     core_seconds,
     hours,
     networks,
+    norm_seconds,
     parts_needed,
     plan,
     runs,
@@ -54,10 +56,6 @@ def number(value: float) -> str:
 def three(found: list[str | None]) -> str:
     """Return what holds on 8, 64 and 512 GPUs; a dash where there is nothing."""
     return " / ".join(each or "–" for each in found)
-
-
-def _or_dash(value: float | None) -> str:
-    return number(value) if value else "–"
 
 
 def spread(run: Run, gpus: int) -> str | None:
@@ -90,17 +88,16 @@ def tables() -> dict[str, str]:
     told["assumptions"] = table(["what", "value (low / expected / high cost)", "source or reason"],
                                 [list(row) for row in cluster.ASSUMPTIONS])  # fmt: skip
     told["hours"] = table(
-        ["run", "EFLOP", *(f"hours on {gpus}" for gpus in GPUS), "on 512, mended", "GPU-hours on 8 / 64 / 512"],
+        ["run", "EFLOP", *(f"hours on {gpus}" for gpus in GPUS), "GPU-hours on 8 / 64 / 512"],
         [[run.name, number(run.steps * sum(step_flops(run, checkpointed=False).values()) / 1e18),
-          *(spread(run, gpus) or "–" for gpus in GPUS), _or_dash(hours(run, 512, "expected", mended=True)),
+          *(spread(run, gpus) or "–" for gpus in GPUS),
           three([number(gpus * found) if (found := hours(run, gpus, "expected")) else None for gpus in GPUS])]
          for run in runs()],
     )  # fmt: skip
     told["steps"] = table(
-        ["run", "GPUs", "products or launches", "batch norms' collectives", "NT-Xent's launches",
-         "gradients not hidden", "step", "step, mended"],
-        [[run.name, str(gpus), *(f"{1e3 * found[key]:,.0f}" for key in _PARTS),
-          f"{1e3 * _mended(run, gpus):,.0f}"]
+        ["run", "GPUs", "parts", "products or launches", "batch norms' collectives", "NT-Xent",
+         "gradients not hidden", "step"],
+        [[run.name, str(gpus), _told(plan(run, gpus)), *(f"{1e3 * found[key]:,.0f}" for key in _PARTS)]
          for run in runs() if networks()[run.network][1].norms and run.images >= 4096 for gpus in GPUS
          if (found := step_seconds(run, gpus, SCENARIOS["expected"]))],
     )  # fmt: skip
@@ -127,17 +124,16 @@ def tables() -> dict[str, str]:
     normed = [(name, c) for name, (_, c) in counted.items() if c.norms and "classes" not in name]
     told["norms"] = table(
         ["of one pass forward and backward", "8 GPUs", "64 GPUs", "512 GPUs"],
-        [["a small all-gather, µs by NCCL's model (ring)",
-          *(f"{1e6 * cluster.ring_gather(gpus):.0f}" for gpus in GPUS)],
-         ["a small all-reduce, µs by NCCL's model (tree)",
+        [["a small all-reduce, µs by NCCL's model (tree)",
           *(f"{1e6 * cluster.tree_reduce(gpus):.0f}" for gpus in GPUS)],
-         *([f"{name}: {c.norms} batch norms, MB gathered",
-            *(f"{(gpus - 1) * 3 * FP32 * c.norm_channels / 1e6:,.0f}" for gpus in GPUS)] for name, c in normed),
-         *([f"{name}: ms at {each} µs a collective", *[f"{2e-3 * c.norms * each:.1f}"] * len(GPUS)]
-           for name, c in normed for each in (20, 40)),
-         *([f"{name}: ms by NCCL's model",
-            *(f"{1e3 * c.norms * (cluster.ring_gather(gpus) + cluster.tree_reduce(gpus)):.1f}" for gpus in GPUS)]
+         *([f"{name}: {c.norms} batch norms, MB sent",
+            *(f"{cluster.ring_all_reduce((3 * FP64 + 2 * FP32) * c.norm_channels, gpus) / 1e6:,.1f}" for gpus in GPUS)]
            for name, c in normed),
+         *([f"{name}: ms, {scenario}",
+            *(f"{1e3 * sum(norm_seconds(c, gpus, SCENARIOS[scenario])):.1f}" for gpus in GPUS)]
+           for name, c in normed for scenario in SCENARIOS),
+         ["NT-Xent: a small all-gather, µs by NCCL's model (ring)",
+          *(f"{1e6 * cluster.ring_gather(gpus):.0f}" for gpus in GPUS)],
          ["NT-Xent: MB of 4,096 images' views gathered",
           *(f"{(gpus - 1) / gpus * 2 * 4096 * 128 * FP32 / 1e6:.1f}" for gpus in GPUS)]],
     )  # fmt: skip
@@ -147,13 +143,13 @@ def tables() -> dict[str, str]:
         [_data_row(run, units, count_of, stored) for run in runs() if run.name not in _SMALL],
     )  # fmt: skip
     told["storage"] = table(
-        ["what", "GB"],
-        [[f"ImageNet in {count_of} shards", f"{stored / 1e9:.0f}"],
-         *([f"two checkpoints of {run.name}; seconds to write one",
-            f"{2 * kept / 1e9:.1f}; {kept / cluster.STORE_RATE:.1f}"]
+        ["what", "GB", "s: the loop waits", "s: written beside it"],
+        [[f"ImageNet in {count_of} shards", f"{stored / 1e9:.0f}", "", ""],
+         *([f"a checkpoint of {run.name}", f"{kept / 1e9:.1f}", f"{kept / cluster.COPY_RATE:.1f}",
+            f"{kept / cluster.STORE_RATE:.1f}"]
            for run in runs() if run.name not in _SMALL and (kept := checkpoint_bytes(run))),
-         ["the big teacher; the R50 student", " ; ".join(f"{FP32 * counted[name][1].parameters / 1e9:.2f}"
-                                                         for name in ("R152 3x+SK, classes", "R50, classes"))]],
+         *([name, f"{FP32 * counted[key][1].parameters / 1e9:.2f}", "", ""]
+           for name, key in (("the big teacher", "R152 3x+SK, classes"), ("the R50 student", "R50, classes")))],
     )  # fmt: skip
     return told
 
@@ -162,9 +158,8 @@ _PARTS = ("computing", "norms", "loss", "gradients", "step")
 _SMALL = {"its fine-tuning, 1%", "its fine-tuning, 10%"}
 
 
-def _mended(run: Run, gpus: int) -> float:
-    found = step_seconds(run, gpus, SCENARIOS["expected"], mended=True)
-    return found["step"] if found else 0.0
+def _told(how: tuple[int, bool] | None) -> str:
+    return f"{how[0]}{', checkpointed' if how[1] else ''}" if how else "–"
 
 
 def _data_row(run: Run, units: tuple[float, float], count_of: int, stored: float) -> list[str]:
@@ -210,19 +205,13 @@ def draw(path: Path) -> None:
         axes.fill_between(at, low, high, color="#9ecae1", alpha=0.6, lw=0)
         axes.plot(at, expected, "o-", color="#08519c", ms=4)
         axes.plot(at, [expected[0] * at[0] / gpus for gpus in at], ":", color="#d94801")
-        better = [hours(run, gpus, "expected", mended=True) or 0.0 for gpus in at]
-        axes.plot(at, better, "--", color="#31a354")
         axes.set(xscale="log", yscale="log", xticks=GPUS, xticklabels=[str(gpus) for gpus in GPUS])
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_title(run.name, fontsize=10)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(
-        "H100 GPUs. Line: expected; band: low to high; dashed: with batch norm and NT-Xent mended; "
-        "dotted: in proportion to the GPUs",
-        fontsize=9,
-    )
+    figure.supxlabel("H100 GPUs. Line: expected; band: low to high; dotted: in proportion to the GPUs", fontsize=9)
     figure.supylabel("hours (estimate)", fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -250,6 +239,7 @@ def main() -> None:
     result = {
         "what": __doc__, "gpus": GPUS,
         "networks": {name: {"kind": kind, **dataclasses.asdict(counts)} for name, (kind, counts) in networks().items()},
+        "operations_of_a_norm": dict(zip(("alone", "forward", "backward"), launches_of_a_norm(), strict=True)),
         "scenarios": {name: dataclasses.asdict(scenario) for name, scenario in SCENARIOS.items()},
         "runs": {
             run.name: {

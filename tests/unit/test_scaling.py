@@ -72,7 +72,7 @@ def test_the_meta_device_counts_what_a_cpu_keeps_and_bytes_grow_with_pixels() ->
 def test_a_ring_sends_twice_what_it_reduces_but_for_the_rank_s_own_part() -> None:
     assert cluster.ring_all_reduce(800.0, 8) == 1400
     assert cluster.ring_all_reduce(800.0, 1) == 0
-    assert cluster.fully_sharded(100.0, 8) == cluster.ring_all_reduce(4 * 100.0, 8)
+    assert cluster.fully_sharded(100.0, 8) == 1.5 * cluster.ring_all_reduce(4 * 100.0, 8)  # float32: 3 halves
 
 
 def test_latencies_are_nccl_s_a_ring_s_grow_with_ranks_and_a_tree_s_with_their_logarithm() -> None:
@@ -129,19 +129,34 @@ def test_nt_xent_goes_through_as_many_tiles_as_are_counted(monkeypatch: pytest.M
     monkeypatch.setattr(nt_xent, "TILE", 8)
     z = torch.randn(2 * 20, 4)
     assert len(list(nt_xent._Rows.tiles(z, z, 1.0))) == counts.tiles_of(20, 1)
-    assert counts.tiles_of(20, 3) == 3 * counts.tiles_of(20, 1)
+    assert counts.tiles_of(20, 3) < 3 * counts.tiles_of(20, 1)  # 60 columns a view fill 8 blocks, not 3 x 3
     several = torch.cat([z, z, z])
     assert len(list(nt_xent._Rows.tiles(z, several, 1.0))) == counts.tiles_of(20, 3)
 
 
-def test_hours_lie_between_low_and_high_and_mending_saves_some() -> None:
+def test_hours_lie_between_low_and_high() -> None:
     for run in estimate.runs():
         for gpus in estimate.GPUS:
             low, expected, high = (estimate.hours(run, gpus, name) for name in ("low", "expected", "high"))
-            mended = estimate.hours(run, gpus, "expected", mended=True)
-            if low is None or expected is None or high is None or mended is None:
+            if low is None or expected is None or high is None:
                 assert gpus > run.most
                 continue
             assert low < expected < high
-            assert mended <= expected
             assert not math.isnan(expected)
+
+
+def test_a_batch_norm_over_ranks_takes_one_all_reduce_forward_and_one_backward() -> None:
+    network = estimate.networks()["R50, head"][1]
+    scenario = cluster.SCENARIOS["low"]  # 20 µs, whatever the ranks
+    forward, backward = estimate.norm_seconds(network, 8, scenario)
+    assert forward - 55 * 20e-6 == pytest.approx(cluster.ring_all_reduce(24 * network.norm_channels, 8) / 370e9)
+    assert backward - 55 * 20e-6 == pytest.approx(cluster.ring_all_reduce(8 * network.norm_channels, 8) / 370e9)
+    twice, same = estimate.norm_seconds(network, 8, scenario, 2)  # checkpointed
+    assert (twice, same) == (2 * forward, backward)
+
+
+def test_a_batch_norm_over_ranks_is_counted_with_its_collectives_and_more_operations_than_alone() -> None:
+    alone, forward, backward = counts.launches_of_a_norm()
+    assert alone < forward
+    assert alone < backward
+    assert not torch.distributed.is_initialized()
