@@ -99,7 +99,13 @@ def main() -> None:
     store = open_store(environment.store)
     if store.exists(place + FAILURE):  # torchrun starts everything again, and what failed would fail again
         sys.exit(TenfoldError.exit_code)
-    request = Request.model_validate_json(store.read(key))
+    try:
+        request = Request.model_validate_json(store.read(key))
+    except ValidationError as error:
+        message = f"{store.uri}/{key} is no request that this version can read: {first_fault(error.errors())}"
+        record = {"message": message, "exit_code": ConfigError.exit_code}
+        store.write(place + FAILURE, canonical_json(record).encode())
+        sys.exit(ConfigError.exit_code)
     first = os.environ.get("RANK", "0") == "0"
     reporter = Reporter(request.task, environment.events, quiet=not first)
     tracker: Tracker = QueuedTracker(environment, request.task, store, reporter) if first else NoTracker()
