@@ -66,12 +66,15 @@ def launch(
         _torchrun(f"{place}{REQUEST}", work, place)
     try:
         left = json.loads(work.store.read(place + RESULT))
+        result, spent = left["result"], float(left["spent"])
     except StorageError:
         raise LaunchError(f"the processes of {task} ended without a result; see their log") from None
+    except (KeyError, TypeError, ValueError):
+        raise LaunchError(f"{work.store.uri}/{place}{RESULT} is no result; remove it and start again") from None
     for name, folder in outputs.items() if afar else ():
         fetch_folder(work.store, request.outputs[name], folder)
-    work.spent.append(float(left["spent"]))
-    return left["result"]
+    work.spent.append(spent)
+    return result
 
 
 def _torchrun(key: str, work: Work, place: str) -> None:
@@ -90,7 +93,7 @@ def _torchrun(key: str, work: Work, place: str) -> None:
     with _passed_on(process) as told:
         status = process.wait()
     if work.store.exists(place + FAILURE):
-        raise LaunchError(json.loads(work.store.read(place + FAILURE))["message"])
+        raise LaunchError(_failure(work, place))
     if status == 0:
         return
     if told.is_set():
@@ -99,6 +102,14 @@ def _torchrun(key: str, work: Work, place: str) -> None:
         f"the {count} processes of {work.stage} ended with status {status}, {RESTARTS} new starts included; "
         "their log tells why"
     )
+
+
+def _failure(work: Work, place: str) -> str:
+    """Return what a rank left as the reason why it ended."""
+    try:
+        return str(json.loads(work.store.read(place + FAILURE))["message"])
+    except (KeyError, TypeError, ValueError):
+        return f"a process of {work.stage} failed, and {work.store.uri}/{place}{FAILURE} cannot be read; see its log"
 
 
 @contextmanager
@@ -126,5 +137,5 @@ def _trainjob(spec: str, key: str, work: Work, place: str) -> None:
         run_trainjob(TrainJobSpec.parse(spec), work.stage, environment.run_id, command, variables, work.reporter)
     except TrainJobError:
         if work.store.exists(place + FAILURE):  # which says more than the job's condition
-            raise LaunchError(json.loads(work.store.read(place + FAILURE))["message"]) from None
+            raise LaunchError(_failure(work, place)) from None
         raise

@@ -97,7 +97,12 @@ def main() -> None:
     environment = Environment.read()
     end_with(environment.owner)
     store = open_store(environment.store)
-    request = Request.model_validate_json(store.read(key))
+    try:
+        request = Request.model_validate_json(store.read(key))
+    except ValidationError as error:
+        message = f"{store.uri}/{key} is no request that this version can read: {first_fault(error.errors())}"
+        store.write(place + FAILURE, canonical_json({"message": message}).encode())
+        sys.exit(ConfigError.exit_code)
     # torchrun reports any other status with a traceback of its own; a TrainJob must not count as complete
     failed = TenfoldError.exit_code if request.afar else 0
     if store.exists(place + FAILURE):  # torchrun starts everything again, and what failed would fail again
