@@ -129,9 +129,10 @@ def recompute_blocks(network: nn.Module) -> None:
 
 
 def _spread(network: nn.Module) -> None:
-    """Spread parameters over the ranks: each residual block's, then each encoder's others, then the rest."""
-    for kind in (Block, Encoder):
-        for module in network.modules():
-            if isinstance(module, kind):
-                fully_shard(module)
-    fully_shard(network)
+    """Spread parameters over the ranks: each block's, then each encoder's others, then the rest."""
+    modules = list(network.modules())
+    theirs = [getattr(module, "blocks", None) for module in modules]  # where timm's transformers have them
+    blocks = [block for each in theirs if isinstance(each, nn.Sequential | nn.ModuleList) for block in each]
+    blocks += [module for module in modules if isinstance(module, Block)]
+    for module in [*blocks, *(module for module in modules if isinstance(module, Encoder)), network]:
+        fully_shard(module)

@@ -37,7 +37,7 @@ class Training:
     window: list[Figures] = field(default_factory=list)
 
     def capture(self, step: int, values: Mapping[str, Any], score: float | None = None) -> Checkpoint:
-        """Return a copy of everything; all ranks must ask at once.
+        """Return a copy of everything; all ranks must ask at once, and the first alone gets the tensors.
 
         Args:
             step: steps done.
@@ -57,7 +57,11 @@ class Training:
             for number, state in enumerate(all_gather(torch.cuda.get_rng_state()[None])):
                 tensors[f"rng.{number}.cuda"] = state
         # in one order on all ranks: what was read from a checkpoint may stand in any
-        copied = {name: _copied(whole(tensors[name])) for name in sorted(tensors)}
+        copied = {}
+        for name in sorted(tensors):
+            gathered = whole(tensors[name])
+            if rank() == 0:
+                copied[name] = _copied(gathered)
         return Checkpoint(step, copied, {"history": list(self.history), **values}, score)
 
     def restore(self, saved: Checkpoint) -> None:

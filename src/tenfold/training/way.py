@@ -7,6 +7,7 @@ A run that goes on takes what the first start chose, so that its numbers do not 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import statistics
 import time
@@ -73,7 +74,7 @@ def choose_way(
     Args:
         config: of the training.
         objective: on its device, neither compiled nor spread over ranks by DDP.
-        batches: the first ones.
+        batches: the first ones, of which a part is measured where they are passed in parts.
         steps: how many are to come.
         device: where it is computed.
         reporter: told what was chosen by measurement.
@@ -84,10 +85,12 @@ def choose_way(
     open_ = config.precision == "auto", config.compile == "auto" and config.sharding == "none"
     if config.deterministic or not any(open_):
         return Way(precision, compiled, threads)
+    batches = {name: batch.split(config.accumulate)[0] for name, batch in batches.items()}
+    steps *= config.accumulate
     with _left_as_it_was(objective):
         took = _seconds(objective, batches, precision, device, timed=1)
         if open_[0] and took * steps > WORTH_A_LOOK:
-            took = _seconds(objective, batches, "float32", device)
+            took = min(took, _seconds(objective, batches, "float32", device)) if math.isfinite(took) else took
             half = _seconds(objective, batches, "bfloat16", device)
             if half < _GAIN * took:
                 precision, took = "bfloat16", half
@@ -98,7 +101,7 @@ def choose_way(
             took = min(took, fused)
             if not compiled:
                 compile_networks(objective, undo=True)
-    if took * steps > WORTH_A_LOOK:
+    if WORTH_A_LOOK < took * steps < math.inf:
         told = f"{precision}{', compiled' if compiled else ''}"
         reporter.note(f"computes in {told}: {clock(took * steps)} for {steps} steps, without data")
     return Way(precision, compiled, threads)
@@ -121,17 +124,21 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def _seconds(
     objective: Objective, batches: Mapping[str, Batch], precision: str, device: torch.device, timed: int = _TIMED
 ) -> float:
-    """Return the median time of a forward and backward pass, after one to warm up."""
+    """Return the median time of a forward and backward pass after a first one; infinite where memory is too small."""
     took = []
-    for _ in range(1 + timed):
-        start = time.perf_counter()
-        with autocast(device, precision):
-            loss, _ = objective.loss(batches)
-        loss.backward()  # type: ignore[no-untyped-call]
+    try:
+        for _ in range(1 + timed):
+            start = time.perf_counter()
+            with autocast(device, precision):
+                loss, _ = objective.loss(batches)
+            loss.backward()  # type: ignore[no-untyped-call]
+            objective.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            took.append(time.perf_counter() - start)
+    except torch.OutOfMemoryError:  # of a GPU
         objective.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        took.append(time.perf_counter() - start)
+        took = [math.inf, math.inf]
     return float(from_first(statistics.median(took[1:])))
 
 
