@@ -182,6 +182,8 @@ def _clean(work: Work) -> None:
     for entry in entries:
         if not entry.key.startswith(kept):
             work.store.delete(entry.key)
+    for run in runs - busy - {""}:
+        work.store.sweep(f"{work.shared}{run}/")
 
 
 def _seal(outputs: Mapping[str, Path], lineage: dict[str, Any]) -> None:

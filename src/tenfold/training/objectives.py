@@ -113,12 +113,12 @@ class Contrastive(Objective):
             with torch.no_grad():
                 keys = self.momentum.model(together)
         with torch.autocast(z.device.type, enabled=False):  # similarities over a low temperature need float32
-            a, b = _wide(z).split(len(first))
+            a, b = torch.split(_wide(z), len(first))
             self._views = (a.detach(), b.detach())
             if keys is None:
                 loss, accuracy = nt_xent(a, b, self.temperature)
                 return loss, {"contrast_accuracy": accuracy}
-            one, other = _wide(keys).split(len(first))
+            one, other = torch.split(_wide(keys), len(first))
             forth = momentum_contrast(a, other, self.queue, self.temperature)
             back = momentum_contrast(b, one, self.queue, self.temperature)
             self._enqueue(all_gather(unit(one)))
