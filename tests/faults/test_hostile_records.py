@@ -148,13 +148,13 @@ def test_cleaning_keeps_the_published_result_for_a_run_at_work_and_removes_all_a
     halves = [first.store.root / run.own / ".writing-half" for run in (first, second, dead)]
     for half in halves:
         half.write_bytes(b"half")
-    monkeypatch.setattr(execution, "running_tasks", lambda *_: {"a", "b"})
+    monkeypatch.setattr(execution, "ended_tasks", lambda *_: {"dead"})
     _clean(first)
     kept_result = {f"{first.own}checkpoints/000000005/{name}" for name in ("state.safetensors", "state.json")}
     kept_result |= {f"{first.own}checkpoints/000000005/complete.json", f"{first.shared}{FINAL}"}
     assert {entry.key for entry in first.store.list()} == its | kept_result
     assert [half.exists() for half in halves] == [False, True, False], "the second may be writing it now"
-    monkeypatch.setattr(execution, "running_tasks", lambda *_: {"b"})
+    monkeypatch.setattr(execution, "ended_tasks", lambda *_: {"a", "dead"})
     with Checkpoints(second) as kept:
         taken = kept.publish(5)
     assert taken is not None
