@@ -26,7 +26,7 @@ from tenfold.launch import launch, processes
 from tenfold.owner import end_with
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
-from tenfold.tracking import NoTracker, QueuedTracker, Tracker, running_tasks
+from tenfold.tracking import NoTracker, QueuedTracker, Tracker, ended_tasks
 from tenfold.work import FINAL, Work, published
 from tenfold.worker import perform
 
@@ -165,14 +165,15 @@ def execute(
 def _clean(work: Work) -> None:
     """Remove the checkpoints that have done their service: this run's, and those of runs that are over.
 
-    While another run is at work on the same stage, the published result stays for it.
+    While another run is at work on the same stage, the published result stays for it; one that MLflow does not know
+    to be over counts as at work.
     """
     entries = list(work.store.list(work.shared))
     runs = {entry.key.removeprefix(work.shared).rpartition("/")[0].partition("/")[0] for entry in entries}
     busy = runs - {work.environment.run_id, ""}
     if busy:
         try:
-            busy &= running_tasks(work.environment, work.stage)
+            busy -= ended_tasks(work.environment, work.stage)
         except TenfoldError as error:
             work.reporter.warn(f"{error}; checkpoints of other runs stay in {work.store.uri}/{work.shared}")
     kept = tuple(f"{work.shared}{run}/" for run in busy)
@@ -182,6 +183,8 @@ def _clean(work: Work) -> None:
     for entry in entries:
         if not entry.key.startswith(kept):
             work.store.delete(entry.key)
+    for run in runs - busy - {""}:
+        work.store.sweep(f"{work.shared}{run}/")
 
 
 def _seal(outputs: Mapping[str, Path], lineage: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import torch
 from tenfold import execution, launch
 from tenfold.errors import LaunchError, TrainJobError
 from tenfold.execution import _clean
+from tenfold.storage import FileStore
 from tenfold.training.checkpoint import Checkpoint, Checkpoints
 from tenfold.work import FINAL, Work, published
 from tenfold.worker import FAILURE, REQUEST, RESULT
@@ -143,12 +144,17 @@ def test_cleaning_keeps_the_published_result_for_a_run_at_work_and_removes_all_a
             if work is first:
                 kept.publish(5)
     its = {entry.key for entry in second.store.list(second.own)}
-    monkeypatch.setattr(execution, "running_tasks", lambda *_: {"a", "b"})
+    assert isinstance(first.store, FileStore)
+    halves = [first.store.root / run.own / ".writing-half" for run in (first, second, dead)]
+    for half in halves:
+        half.write_bytes(b"half")
+    monkeypatch.setattr(execution, "ended_tasks", lambda *_: {"dead"})
     _clean(first)
     kept_result = {f"{first.own}checkpoints/000000005/{name}" for name in ("state.safetensors", "state.json")}
     kept_result |= {f"{first.own}checkpoints/000000005/complete.json", f"{first.shared}{FINAL}"}
     assert {entry.key for entry in first.store.list()} == its | kept_result
-    monkeypatch.setattr(execution, "running_tasks", lambda *_: {"b"})
+    assert [half.exists() for half in halves] == [False, True, False], "the second may be writing it now"
+    monkeypatch.setattr(execution, "ended_tasks", lambda *_: {"a", "dead"})
     with Checkpoints(second) as kept:
         taken = kept.publish(5)
     assert taken is not None

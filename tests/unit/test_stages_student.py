@@ -94,12 +94,28 @@ def test_soft_labels_of_another_data_set_are_refused(
     assert not (tmp_path / "s").exists()
 
 
-def test_soft_labels_with_other_classes_are_refused(made: Made, digits: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["order", "fewer"])
+def test_soft_labels_with_other_classes_are_refused_before_any_step(
+    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work], monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:  # fmt: skip
     folder = Path(shutil.copytree(made.soft_labels, tmp_path / "soft"))
     index = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps({**index, "classes": index["classes"][::-1]}))
-    with pytest.raises(DataError):
-        distill.read_soft_labels(folder, digits)
+    classes = index["classes"][::-1] if change == "order" else index["classes"][1:]
+    (folder / "index.json").write_text(json.dumps({**index, "classes": classes}))
+    steps: list[object] = []
+    monkeypatch.setattr(distill.Distillation, "loss", lambda *given: steps.append(given))
+    place = work("distill")
+    with pytest.raises(DataError) as caught:
+        distill.run(
+            DistillConfig(**SHORT, network=TINY), distill_inputs(made, digits, soft_labels=folder),
+            distill.Outputs(tmp_path / "s"), place,
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+    assert "classes" in str(caught.value)
+    assert steps == []
+    assert list(place.store.list(place.shared)) == []
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from tenfold.tracking.runs import (
     MlflowTracker,
     client,
     close_runs,
+    ended_tasks,
     latest_tasks,
     nested_run,
     parent_run,
-    running_tasks,
     task_run,
 )
 from tenfold.tracking.tracker import NoTracker, Tracker
 
-__all__ = ["MlflowTracker", "NoTracker", "QueuedTracker", "Tracker", "client", "close_runs", "latest_tasks",
-           "nested_run", "parent_run", "running_tasks", "send_left", "task_run"]  # fmt: skip
+__all__ = ["MlflowTracker", "NoTracker", "QueuedTracker", "Tracker", "client", "close_runs", "ended_tasks",
+           "latest_tasks", "nested_run", "parent_run", "send_left", "task_run"]  # fmt: skip

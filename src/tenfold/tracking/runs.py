@@ -274,14 +274,17 @@ def close_runs(environment: Environment, status: str) -> None:
             mlflow.set_terminated(run.info.run_id, status)
 
 
-def running_tasks(environment: Environment, task: str) -> set[str]:
-    """Return the run ids of the pipeline runs whose ``task`` is at work."""
+def ended_tasks(environment: Environment, task: str) -> set[str]:
+    """Return the run ids of the pipeline runs whose ``task`` is known to be over.
+
+    One that MLflow does not know may have begun just now: what is recorded reaches MLflow behind the work.
+    """
     mlflow = client(environment, timeout=3)
-    with Explained("asking what is at work"):
+    with Explained("asking what is over"):
         found = mlflow.get_experiment_by_name(environment.experiment)
-        condition = f"tags.`{TASK_TAG}` = '{task}' and attributes.status = 'RUNNING'"
-        runs = mlflow.search_runs([found.experiment_id], condition) if found is not None else []
-        return {run.data.tags[RUN_TAG] for run in runs}
+        runs = mlflow.search_runs([found.experiment_id], f"tags.`{TASK_TAG}` = '{task}'") if found is not None else []
+    at_work = {run.data.tags[RUN_TAG] for run in runs if run.info.status == "RUNNING"}
+    return {run.data.tags[RUN_TAG] for run in runs} - at_work
 
 
 def latest_tasks(environment: Environment, limit: int = 200) -> dict[str, list[dict[str, str]]]:
