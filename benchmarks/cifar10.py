@@ -39,11 +39,10 @@ from tenfold.data.build import build_dataset
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.data.sources import open_source
-from tenfold.environment import Environment
+from tenfold.environment import Environment, allocator
 from tenfold.evaluation.figures import save_ladder_png
 from tenfold.evaluation.inference import infer, probabilities
 from tenfold.models.saved import load_classifier
-from tenfold.pipelines.local import KEEP_MEMORY
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
 from tenfold.work import Work
@@ -260,7 +259,7 @@ def main() -> None:
         with (grid.home / f"{name}.txt").open("a") as output:
             command = [sys.executable, __file__, str(options.archive), "--home", str(grid.home), "--cell", name]
             environment = {
-                "GLIBC_TUNABLES": KEEP_MEMORY, "OMP_WAIT_POLICY": "PASSIVE", **os.environ,
+                **allocator(), "OMP_WAIT_POLICY": "PASSIVE", **os.environ,
                 "OMP_NUM_THREADS": str(threads),
             }  # fmt: skip
             subprocess.run(command, env=environment, check=True, stdout=output, stderr=subprocess.STDOUT)
