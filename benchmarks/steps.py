@@ -149,9 +149,9 @@ def measure(side: Side) -> dict[str, Any]:
         spent = clocked_checkpoints()
         with contextlib.suppress(InterruptedTrainingError):
             fit(objective, {"train": watched}, config, Length(STEPS, 0), device, work)
-        saved = Checkpoints(work, writes=False).latest()
-        assert saved is not None
-        assert saved.step == first + side.timed + 1, saved.step
+    saved = Checkpoints(work, writes=False).latest()  # outside of the group: the ranks have met, and it is there
+    assert saved is not None
+    assert saved.step == first + side.timed + 1, saved.step
     times = streams[0].times[first:]
     took = [after - before for before, after in itertools.pairwise(times)]
     told: dict[str, Any] = {
