@@ -129,7 +129,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(shortcut(x) + body(x))."""
-        return F.relu(self.shortcut(x) + self.body(x))
+        out: Tensor = self.body(x)
+        out += self.shortcut(x)  # in place: nobody else reads it
+        return F.relu(out, inplace=True)
 
 
 class ResNet(Encoder):
