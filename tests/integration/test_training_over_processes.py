@@ -56,6 +56,7 @@ def test_two_processes_compute_what_one_does_and_spread_parameters_change_nothin
     assert_close(two, spread, 1e-4)
 
 
+@pytest.mark.slow
 def test_spread_parameters_survive_a_kill_and_keep_lars_and_recomputed_blocks(
     digits: Dataset, made: Made, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_spread_parameters_survive_a_kill_and_keep_lars_and_recomputed_blocks(
     assert_close(plain, killed, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_started_again_with_the_others_and_they_go_on(
     digits: Dataset, made: Made, tmp_path: Path
 ) -> None:
@@ -207,6 +209,7 @@ def test_a_trainjob_s_pods_get_their_inputs_and_leave_their_result_through_the_s
     assert lineage["inputs"]["encoder"]["fingerprint"] == "encoder"
 
 
+@pytest.mark.slow
 def test_a_trainjob_that_fails_tells_the_training_s_own_reason(
     fake: FakeKubernetes, digits: Dataset, made: Made, tmp_path: Path
 ) -> None:
