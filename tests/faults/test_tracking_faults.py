@@ -507,7 +507,7 @@ def test_promotion_fails_with_one_clear_line_where_mlflow_is_away(
     predictions = {"test_split": "s" * 64, "truth": [0], "predicted": [0]}
     (evaluation / "predictions.json").write_text(json.dumps(predictions))
     door.shut()
-    inputs = {"student": str(student), "evaluation": str(evaluation)}
+    inputs = {"student": student, "evaluation": evaluation}
     outputs = {"report": str(tmp_path / "report.html"), "verdict": str(tmp_path / "verdict.md")}
     with pytest.raises(SystemExit) as ended:
         execute("promote", canonical_json(PromoteConfig().model_dump()), inputs, outputs)
