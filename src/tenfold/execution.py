@@ -127,11 +127,11 @@ def execute(
         start = time.monotonic()
         # threads that wait by spinning take the cores from the data's threads, and from whatever else runs here
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        gc.disable()  # importing torch makes many objects and no garbage
         spread = trains and (environment.trainjob is not None or processes(environment) > 1)
         if not spread:
-            gc.disable()  # importing torch makes many objects and no garbage
             importlib.import_module(f"tenfold.components.{room or task}.stage")
-            gc.enable()
+        gc.enable()
         # only now: two threads that import at once hinder each other more than they gain
         store = open_store(environment.store)
         attempt.tracker = tracker = QueuedTracker(environment, task, store, attempt.reporter)
