@@ -43,6 +43,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, whatever the test before this one has set."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def make_work(tmp_path: Path) -> Callable[..., Work]:
     """Return a maker of work places: ``make_work(stage="pretrain", run_id="a", store=...)``."""

@@ -87,7 +87,7 @@ def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
         row = {key: number for number, key in enumerate(unlabelled.keys)}
         soft, learned = soft[[row[key] for key in labelled.keys]], labelled
     config = config.cut(len(learned), world_size())
-    batch = share(config.batch_size, "distill.batch_size")
+    batch = share(config.batch_size, "distill.batch_size", config.accumulate)
     streams = {"unlabelled": partial(ViewStream, learned, [spec], batch, seed, device, threads)}
     if config.alpha < 1:
         few = max(min(64 // world_size(), batch) // config.accumulate, 1) * config.accumulate

@@ -80,7 +80,7 @@ def run(config: SupervisedConfig, inputs: Inputs, outputs: Outputs, work: Work) 
         if config.frozen:
             model.freeze()
     config = config.cut(len(reader), world_size())
-    batch = share(config.batch_size, f"{work.stage}.batch_size")
+    batch = share(config.batch_size, f"{work.stage}.batch_size", config.accumulate)
     stream = partial(ViewStream, reader, [spec], batch, seed, device, work.environment.threads)
     objective = Supervised(model, torch.from_numpy(reader.labels()), config.label_smoothing, config.average)
     history = fit(objective, {"labelled": stream}, config, config.length(len(reader)), device, work, reader.classes)

@@ -85,7 +85,7 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
             labelled = SplitReader(open_dataset(inputs.watched), "labelled", work.cache)
             images = evaluation_images(labelled, evaluation)
             watch = Watch(model, images, labelled.labels(), config.watch, keep_best=config.keep == "best")
-        batch = share(config.batch_size, "pretrain.batch_size")
+        batch = share(config.batch_size, "pretrain.batch_size", config.accumulate)
         stream = partial(ViewStream, reader, [spec, spec], batch, seed, device, work.environment.threads)
         objective = Contrastive(model, config.temperature, config.memory, watch)
         history = fit(objective, {"train": stream}, config, length, device, work)

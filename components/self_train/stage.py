@@ -68,7 +68,7 @@ def run(config: SelfTrainConfig, inputs: Inputs, outputs: Outputs, work: Work) -
     torch.manual_seed(seed)
     parts = world_size() * config.accumulate
     more = max(min(config.batch_size * config.ratio, len(unlabelled)) // parts, 1) * parts
-    few, many = share(config.batch_size, "self_train.batch_size"), share(more)
+    few, many = share(config.batch_size, "self_train.batch_size", config.accumulate), share(more)
     streams = {
         "labelled": partial(ViewStream, labelled, [strong], few, seed, device, threads),
         "unlabelled": partial(ViewStream, unlabelled, [weak, strong], many, seed + 1, device, threads),

@@ -22,16 +22,18 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def share(batch_size: int, what: str = "batch_size") -> int:
-    """Return this rank's part of a batch of all ranks.
+def share(batch_size: int, what: str = "batch_size", parts: int = 1) -> int:
+    """Return this rank's share of a batch of all ranks, which it passes in ``parts``.
 
     Raises:
-        ConfigError: the ranks cannot share it evenly.
+        ConfigError: the ranks cannot share it evenly, or one cannot cut its share into equal parts.
     """
-    if batch_size % world_size():
+    least = world_size() * parts
+    if batch_size % least:
+        cut = f", each in {parts} parts (accumulate)" if parts > 1 else ""
         raise ConfigError(
-            f"{what} is {batch_size}, which {world_size()} processes cannot share evenly; give a multiple of "
-            f"{world_size()}"
+            f"{what} is {batch_size}, which {world_size()} processes cannot share evenly{cut}; give a multiple of "
+            f"{least}"
         )
     return batch_size // world_size()
 

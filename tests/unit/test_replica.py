@@ -11,9 +11,11 @@ from torch import nn
 
 from tenfold.augment.stream import Batch
 from tenfold.config import TrainConfig
+from tenfold.errors import ConfigError
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.norm import BatchNorm
 from tenfold.models.resnet import ResNet
+from tenfold.ranks import share
 from tenfold.training.objectives import Contrastive, Objective, Supervised
 from tenfold.training.replica import Replica
 from tenfold.training.way import Way
@@ -94,3 +96,9 @@ def test_blocks_that_are_computed_again_change_neither_gradients_nor_running_sta
     state = again.state_dict()
     assert [name for name, value in kept.state_dict().items() if not torch.equal(value, state[name])] == []
     assert first.gradient_norm(list(kept.parameters())) == second.gradient_norm(list(again.parameters()))
+
+
+def test_a_batch_that_accumulate_does_not_divide_is_refused_instead_of_losing_images() -> None:
+    assert share(12, "pretrain.batch_size", 4) == 12
+    with pytest.raises(ConfigError, match=r"pretrain.batch_size is 10, .*4 parts \(accumulate\).* multiple of 4"):
+        share(10, "pretrain.batch_size", 4)

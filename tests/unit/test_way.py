@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,14 +24,6 @@ from tenfold.work import Work
 CPU = torch.device("cpu")
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
 FLOAT32 = Way("float32", False, 1)
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(**values: Any) -> TrainConfig:

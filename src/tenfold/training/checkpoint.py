@@ -112,6 +112,8 @@ class Checkpoints:
     def publish(self, step: int) -> Checkpoint | None:
         """Make this run's checkpoint of the last step the fingerprint's result; return another's that came before.
 
+        For the rank that writes.
+
         Raises:
             StorageError: a checkpoint could not be written.
         """
@@ -120,12 +122,11 @@ class Checkpoints:
         record = canonical_json({"step": step, "folder": own.folder}).encode()
         key = f"{self._work.shared}{FINAL}"
         with contextlib.suppress(ConflictError):
-            if self._writes:
-                self._work.store.create(key, record)
-                return None
+            self._work.store.create(key, record)
+            return None
         other = self._published()
         found = self._read(other) if other is not None and other != own else None
-        if found is None and self._writes:  # it is gone, or damaged
+        if found is None:  # it is gone, or damaged
             self._work.store.write(key, record)
         return found
 

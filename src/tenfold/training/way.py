@@ -86,24 +86,24 @@ def choose_way(
     if config.deterministic or not any(open_):
         return Way(precision, compiled, threads)
     batches = {name: batch.split(config.accumulate)[0] for name, batch in batches.items()}
-    steps *= config.accumulate
+    passes = steps * config.accumulate
     with _left_as_it_was(objective):
         took = _seconds(objective, batches, precision, device, timed=1)
-        if open_[0] and took * steps > WORTH_A_LOOK:
+        if open_[0] and took * passes > WORTH_A_LOOK:
             took = min(took, _seconds(objective, batches, "float32", device)) if math.isfinite(took) else took
             half = _seconds(objective, batches, "bfloat16", device)
             if half < _GAIN * took:
                 precision, took = "bfloat16", half
-        if open_[1] and took * steps > WORTH_COMPILING:
+        if open_[1] and took * passes > WORTH_COMPILING:
             compile_networks(objective)
             fused = _seconds(objective, batches, precision, device)
             compiled = fused < _GAIN * took
             took = min(took, fused)
             if not compiled:
                 compile_networks(objective, undo=True)
-    if WORTH_A_LOOK < took * steps < math.inf:
+    if WORTH_A_LOOK < took * passes < math.inf:
         told = f"{precision}{', compiled' if compiled else ''}"
-        reporter.note(f"computes in {told}: {clock(took * steps)} for {steps} steps, without data")
+        reporter.note(f"computes in {told}: {clock(took * passes)} for {steps} steps, without data")
     return Way(precision, compiled, threads)
 
 
