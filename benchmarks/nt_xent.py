@@ -72,19 +72,10 @@ def measure(kind: str, pairs: int) -> dict[str, float]:
     return told
 
 
-def compare(pairs: int, repeats: int) -> dict[str, Any]:
-    """Measure the three sides in turn; ratios say how many times as fast, and with what share of the memory."""
+def compare(pairs: int, repeats: int) -> list[dict[str, dict[str, float]]]:
+    """Measure the three sides, forwards and backwards in turn; returns what each run gave, side → measurement."""
     kinds = ("tiled", "matrix", "lightly")
-    runs = [{kind: measure(kind, pairs) for kind in (kinds if turn % 2 else kinds[::-1])} for turn in range(repeats)]
-    ratios = {
-        f"{what}_{other}": float(np.median([top(run, other) for run in runs]))
-        for other in ("matrix", "lightly")
-        for what, top in (
-            ("times_as_fast_as", lambda run, other: run[other]["seconds"] / run["tiled"]["seconds"]),
-            ("share_of_memory_of", lambda run, other: run["tiled"]["extra_mib"] / run[other]["extra_mib"]),
-        )
-    }
-    return {"pairs": pairs, **ratios, "runs": runs}
+    return [{kind: measure(kind, pairs) for kind in kinds[:: 1 if turn % 2 else -1]} for turn in range(repeats)]
 
 
 if __name__ == "__main__":

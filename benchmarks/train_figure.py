@@ -7,18 +7,20 @@ from typing import Any
 
 #: Panel → path of a ratio in the result → what is told of it.
 PANELS = {
-    "times as fast as lightly": {
-        "steps_16.beside_lightly": "a step, 16 channels,\nas its example",
+    "times as fast": {
+        "nt_xent_4096.beside_lightly": "NT-Xent of 4,096 pairs\nbeside lightly's",
+        "nt_xent_4096.beside_matrix": "beside whole matrices",
+        "steps_16.beside_lightly": "a step of 16 channels\nbeside lightly's example",
         "steps_16.beside_lightly_channels_last": "with its channels last",
         "steps_16.float32_beside_lightly": "ours in float32",
-        "steps_32.beside_lightly": "a step, 32 channels,\nas its example",
+        "steps_32.beside_lightly": "a step of 32 channels\nbeside lightly's example",
         "steps_32.beside_lightly_channels_last": "with its channels last",
         "steps_32.float32_beside_lightly": "ours in float32",
     },
     "share of the speed": {
         "steps_16.beside_preloaded": "16 channels, with data\nbeside without",
         "steps_32.beside_preloaded": "32 channels, with data\nbeside without",
-        "checkpoints.directly": "a checkpoint each 100 steps\nbeside none",
+        "checkpoints.directly": "with checkpoints\nbeside none",
         "ranks.local_data": "two ranks beside one process,\nlocal batch norm",
         "ranks.local_preloaded": "the same without data",
         "ranks.global_data": "two ranks beside one process,\nglobal batch norm",
@@ -31,7 +33,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """Draw the paired ratios as points, their medians as bars, and what we set out for as a line."""
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for axes, (title, rows) in zip(panels, PANELS.items(), strict=True):
         there = {name: told for name, told in rows.items() if name.partition(".")[0] in result}
         for place, (name, told) in enumerate(there.items()):
