@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kfp import compiler
 
+from tenfold.pipelines.cluster import ClusterSettings
 from tenfold.pipelines.semi_supervised import Images, build
 from tenfold.trainjob import TrainJobSpec
 
@@ -14,13 +15,18 @@ PLACEHOLDER = Images(
 )
 
 
-def compile_pipeline(path: Path, images: Images = PLACEHOLDER, trainjob: TrainJobSpec | None = None) -> None:
+def compile_pipeline(
+    path: Path, images: Images = PLACEHOLDER, trainjob: TrainJobSpec | None = None,
+    cluster: ClusterSettings | None = None,
+) -> None:  # fmt: skip
     """Write the pipeline's YAML; the same arguments always give the same bytes.
 
     Args:
         path: file to write.
         images: of the tasks.
         trainjob: what the stages that train run as; without one they train in their task's pod.
+        cluster: sizes and places of the tasks' pods.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build(images, trainjob), str(path))
+    settings = cluster or ClusterSettings()
+    compiler.Compiler().compile(build(images, trainjob, settings), str(path))

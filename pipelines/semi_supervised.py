@@ -21,7 +21,7 @@ from tenfold.components.promote.component import component as promote_component
 from tenfold.components.pseudo_label.component import component as pseudo_label_component
 from tenfold.components.self_train.component import component as self_train_component
 from tenfold.components.shard.component import component as shard_component
-from tenfold.pipelines.cluster import launching, placed
+from tenfold.pipelines.cluster import ClusterSettings, Placement, launcher
 from tenfold.trainjob import TrainJobSpec
 
 #: Tasks whose result depends on the outside world, so that a cached one could be stale.
@@ -36,25 +36,28 @@ class Images:
     gpu: str
 
 
-def build(images: Images, trainjob: TrainJobSpec | None = None):
+def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: ClusterSettings | None = None):
     """Return the pipeline with its components bound to ``images``.
 
     Args:
         images: of the tasks.
         trainjob: what the stages that train run as; without one they train in their task's pod.
+        cluster: sizes and places of the tasks' pods.
     """
+    place = Placement(cluster or ClusterSettings())
+    control, infer = place.settings.control, place.settings.infer
 
     def trained(component):
         if trainjob is None:
-            return placed(component(images.gpu))
-        return launching(placed(component(images.cpu)), trainjob)
+            return place(component(images.gpu), place.settings.train)
+        return place(component(images.cpu), launcher(control, trainjob), trainjob)
 
-    preflight, sharding = placed(preflight_component(images.cpu)), shard_component(images.cpu, placed)
-    augment, pretrain = placed(augment_component(images.gpu)), trained(pretrain_component)
+    preflight, sharding = place(preflight_component(images.cpu), control), shard_component(images.cpu, place)
+    augment, pretrain = place(augment_component(images.gpu), infer), trained(pretrain_component)
     baseline, finetune = trained(baseline_component), trained(finetune_component)
-    self_train, pseudo_label = trained(self_train_component), placed(pseudo_label_component(images.gpu))
-    distill, evaluate = trained(distill_component), placed(evaluate_component(images.gpu))
-    promote = placed(promote_component(images.cpu))
+    self_train, pseudo_label = trained(self_train_component), place(pseudo_label_component(images.gpu), infer)
+    distill, evaluate = trained(distill_component), place(evaluate_component(images.gpu), infer)
+    promote = place(promote_component(images.cpu), control)
 
     @dsl.pipeline(
         name="tenfold-semi-supervised",

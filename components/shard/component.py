@@ -56,11 +56,11 @@ def shard(
     )
 
 
-def component(image: str, placed):
-    """Return sharding as a pipeline whose tasks run in ``image``; ``placed`` tells each task its surroundings."""
+def component(image: str, place):
+    """Return sharding as a pipeline whose tasks run in ``image``; ``place`` gives each its pod."""
+    sizes = ((list_images, place.settings.control), (pack, place.settings.pack), (shard, place.settings.control))
     listing, packing, merging = (
-        placed(dsl.component(function, base_image=image, install_kfp_package=False))
-        for function in (list_images, pack, shard)
+        place(dsl.component(function, base_image=image, install_kfp_package=False), size) for function, size in sizes
     )
 
     @dsl.pipeline(name="sharding")

@@ -43,6 +43,7 @@ class Environment:
         device: ``cpu``, ``cuda`` or ``auto`` (``TENFOLD_DEVICE``).
         threads: threads for computing (``TENFOLD_THREADS``, default: the cores that this process, or its container, may
             use).
+        gpus: that this process must see (``TENFOLD_GPUS``, from the pod's annotation); None: whatever there is.
         processes: that train together on this machine (``TENFOLD_PROCESSES``, default: one for each GPU, else one).
         resume_resized: go on from a checkpoint of another number of processes (``TENFOLD_RESUME_RESIZED``).
         checkpoint_seconds: at most this much work is lost by a kill (``TENFOLD_CHECKPOINT_SECONDS``).
@@ -61,6 +62,7 @@ class Environment:
     run_id: str
     device: str
     threads: int
+    gpus: int | None
     processes: int | None
     resume_resized: bool
     checkpoint_seconds: float
@@ -84,6 +86,7 @@ class Environment:
             run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
             device=_device(get("TENFOLD_DEVICE") or "auto"),
             threads=max(1, int(_number("TENFOLD_THREADS", cores()))),
+            gpus=int(_number("TENFOLD_GPUS", 0)) or None,
             processes=int(_number("TENFOLD_PROCESSES", 0)) or None,
             resume_resized=bool(_number("TENFOLD_RESUME_RESIZED", 0)),
             checkpoint_seconds=_number("TENFOLD_CHECKPOINT_SECONDS", 60.0),

@@ -8,6 +8,7 @@ import torch
 
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError
+from tenfold.progress import count
 
 
 def prepare(environment: Environment) -> torch.device:
@@ -18,6 +19,12 @@ def prepare(environment: Environment) -> torch.device:
     """
     torch.set_num_threads(environment.threads)
     wanted = environment.device
+    seen = torch.cuda.device_count()
+    if environment.gpus is not None and seen < environment.gpus:
+        raise ConfigError(
+            f"this task's pod was to have {count(environment.gpus, 'GPU')}, and torch sees {seen}: look whether the node "
+            "runs the GPU's device plugin and a driver that fits this image's CUDA, and at the pod's limits"
+        )
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("TENFOLD_DEVICE is cuda, but this process sees no GPU; check the pod's resources")
     if wanted == "cpu" or not torch.cuda.is_available():

@@ -5,6 +5,6 @@ The pipeline's task is then a small pod that makes the job, shows its logs and w
 """
 
 from tenfold.trainjob.launch import reap, run_trainjob
-from tenfold.trainjob.spec import TrainJobSpec
+from tenfold.trainjob.spec import Quantity, TrainJobSpec
 
-__all__ = ["TrainJobSpec", "reap", "run_trainjob"]
+__all__ = ["Quantity", "TrainJobSpec", "reap", "run_trainjob"]
