@@ -28,5 +28,4 @@ def compile_pipeline(
         cluster: sizes and places of the tasks' pods.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = cluster or ClusterSettings()
-    compiler.Compiler().compile(build(images, trainjob, settings), str(path))
+    compiler.Compiler().compile(build(images, trainjob, cluster or ClusterSettings()), str(path))

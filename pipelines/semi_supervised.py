@@ -62,6 +62,7 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
     @dsl.pipeline(
         name="tenfold-semi-supervised",
         description="From unlabelled images and a handful of labels to a small classifier in the registry.",
+        pipeline_config=dsl.PipelineConfig(ttl_seconds_after_finished=round(86400 * place.settings.days_kept)),
     )
     def semi_supervised(
         preset: str = "digits",

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from tenfold.config import STAGES
+from tenfold.errors import ConfigError
+from tenfold.pipelines.cluster import ClusterSettings
 from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
 from tenfold.pipelines.semi_supervised import UNCACHED
 from tenfold.trainjob import TrainJobSpec
@@ -102,13 +104,34 @@ def test_data_goes_by_pointer_the_dataset_is_a_parameter(spec: dict[str, Any]) -
         assert definition["dataset"]["parameterType"] == "STRING"
 
 
-def test_every_task_learns_run_id_addresses_and_credentials_from_its_pod(compiled: Path) -> None:
-    _, platform = yaml.safe_load_all(compiled.read_text())
+# --- pods ----------------------------------------------------------------------------------------------
+
+SMALL = {"preflight", "list-images", "shard", "promote"}
+TRAINING = {"pretrain", "baseline", "finetune", "self-train", "distill"}
+WITH_GPU = {"augment", "pseudo-label", "evaluate"} | TRAINING
+
+
+def platform_of(path: Path) -> dict[str, dict[str, Any]]:
+    """Return task → what its pod is told beside the container."""
+    _, platform = yaml.safe_load_all(path.read_text())
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert len(executors) == len(STAGES) + 3  # preflight, list_images and pack
+    return {name.removeprefix("exec-"): executor for name, executor in executors.items()}
+
+
+def containers(path: Path) -> dict[str, dict[str, Any]]:
+    """Return task → its container."""
+    spec = next(yaml.safe_load_all(path.read_text()))
+    executors = spec["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): executor["container"] for name, executor in executors.items()}
+
+
+def test_every_task_learns_run_id_addresses_and_credentials_from_its_pod(compiled: Path) -> None:
+    executors = platform_of(compiled)
+    assert set(executors) == {*SMALL, "pack", *WITH_GPU}
     for name, executor in executors.items():
-        (field,) = executor["fieldPathAsEnv"]
+        field, *others = executor["fieldPathAsEnv"]
         assert field == {"name": "TENFOLD_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}, name
+        assert [each["name"] for each in others] == (["TENFOLD_GPUS"] if name in WITH_GPU else [])
         told = {pair["envVar"] for entry in executor["configMapAsEnv"] for pair in entry["keyToEnv"]}
         assert {"TENFOLD_STORE", "MLFLOW_TRACKING_URI"} <= told
         (secret,) = executor["secretAsEnv"]
@@ -116,26 +139,111 @@ def test_every_task_learns_run_id_addresses_and_credentials_from_its_pod(compile
         assert secret["optional"] is True
 
 
+def test_every_task_runs_as_a_user_without_rights_and_writes_below_tmp_alone(compiled: Path) -> None:
+    for name, executor in platform_of(compiled).items():
+        assert executor["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}, name
+        mounts = {mount["mountPath"]: mount for mount in executor["emptyDirMounts"]}
+        assert mounts["/tmp"]["sizeLimit"], name
+        assert set(mounts) <= {"/tmp", "/dev/shm"}
+
+
+def test_every_task_has_a_time_limit_and_bounded_tries(compiled: Path, spec: dict[str, Any]) -> None:
+    assert all(executor["activeDeadlineSeconds"] >= 3600 for executor in platform_of(compiled).values())
+    retried = {
+        name: task["retryPolicy"] for graph, _ in dags(spec).values() for name, task in graph.items()
+        if task["componentRef"]["name"].removeprefix("comp-") in {*SMALL, "pack", *WITH_GPU}
+    }  # fmt: skip
+    assert set(retried) == {*SMALL, "pack", *WITH_GPU}
+    for name, policy in retried.items():
+        assert policy == {
+            "maxRetryCount": 3, "backoffDuration": "60s", "backoffFactor": 2.0, "backoffMaxDuration": "3600s"
+        }, name  # fmt: skip
+
+
+def test_gpus_shared_memory_and_tolerations_are_of_the_tasks_that_compute_and_of_no_other(compiled: Path) -> None:
+    for name, container in containers(compiled).items():
+        executor, resources = platform_of(compiled)[name], container["resources"]
+        shared = [mount for mount in executor["emptyDirMounts"] if mount["mountPath"] == "/dev/shm"]
+        if name in WITH_GPU:
+            assert resources["accelerator"]["resourceCount"] == "1", name
+            assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
+            assert [(mount["medium"], bool(mount["sizeLimit"])) for mount in shared] == [("Memory", True)]
+            assert executor["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+            assert executor["podMetadata"]["annotations"] == {"tenfold.dev/gpus": "1"}
+        else:
+            assert "accelerator" not in resources, name
+            assert shared == []
+            assert "tolerations" not in executor
+        assert resources["cpuRequest"] > 0
+        assert resources["memoryLimit"] == resources["memoryRequest"] > 0
+        assert "cpuLimit" not in resources, "idle cores may be used"
+
+
+def test_settings_of_the_cluster_reach_the_pods(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(
+        "train: {gpus: 8, cpu: 64, memory: 500Gi, hours: 12, shm: 64Gi}\nuser: 1000650000\nretries: 0\n"
+        "accelerator: amd.com/gpu\ntolerations: [{key: gpus, operator: Equal, value: only}]\n"
+        "node_selector: {pool: gpus, big: true}\ninfer: {gpus: 0, shm: null}\ndays_kept: 1\n"
+    )
+    compile_pipeline(tmp_path / "pipeline.yaml", cluster=ClusterSettings.read(file))
+    executors, made = platform_of(tmp_path / "pipeline.yaml"), containers(tmp_path / "pipeline.yaml")
+    train = executors["pretrain"]
+    assert made["pretrain"]["resources"]["accelerator"] == {
+        "type": "amd.com/gpu", "count": "8", "resourceType": "amd.com/gpu", "resourceCount": "8"
+    }  # fmt: skip
+    assert made["pretrain"]["resources"]["cpuRequest"] == 64
+    assert train["activeDeadlineSeconds"] == 43200
+    assert train["tolerations"] == [{"key": "gpus", "operator": "Equal", "value": "only", "effect": "NoSchedule"}]
+    assert train["nodeSelector"]["labels"] == {"pool": "gpus", "big": "True"}
+    assert train["securityContext"]["runAsUser"] == "1000650000"
+    assert "accelerator" not in made["evaluate"]["resources"]
+    assert "nodeSelector" not in executors["evaluate"]
+    _, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
+    assert platform["platforms"]["kubernetes"]["pipelineConfig"]["ttlSecondsAfterFinished"] == 86400
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("trian: {gpus: 8}", "trian: Extra inputs are not permitted"),
+        ("train: {memory: lots}", "train.memory: .*'lots' is no amount"),
+        ("train: {hours: 0}", "train.hours: Input should be greater than 0"),
+        ("user: 0", "user: Input should be greater than or equal to 1"),
+        ("train: [", "is no YAML"),
+    ],
+)
+def test_settings_that_describe_no_cluster_are_refused_by_name(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"--cluster {tmp_path}/cluster.yaml.*{told}"):
+        ClusterSettings.read(tmp_path / "cluster.yaml")
+
+
+def test_a_file_of_settings_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
+        ClusterSettings.read(tmp_path / "none.yaml")
+
+
 def test_with_a_trainjob_the_training_tasks_are_small_cpu_pods_that_know_the_job(
     compiled: Path, tmp_path: Path
 ) -> None:
-    wanted = TrainJobSpec(image=PLACEHOLDER.gpu, nodes=4, gpus_per_node=8, deadline_seconds=3600, queue="gpus")
-    compile_pipeline(tmp_path / "pipeline.yaml", trainjob=wanted)
-    launched, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
-    alone, same_platform = yaml.safe_load_all(compiled.read_text())
-    assert platform == same_platform  # run id, addresses and credentials reach a launcher as they do a training
-    executors, before = (each["deploymentSpec"]["executors"] for each in (launched, alone))
-    training = {f"exec-{name}" for name in ("pretrain", "baseline", "finetune", "self-train", "distill")}
-    assert {name for name in executors if executors[name] != before[name]} == training
-    for name in training:
-        container = executors[name]["container"]
+    wanted = TrainJobSpec(image=PLACEHOLDER.gpu, nodes=4, gpus_per_node=8, deadline_seconds=36000, queue="gpus")
+    path = tmp_path / "pipeline.yaml"
+    compile_pipeline(path, trainjob=wanted)
+    made, before = containers(path), containers(compiled)
+    assert {name for name in made if made[name] != before[name]} == TRAINING
+    for name in TRAINING:
+        executor, container = platform_of(path)[name], made[name]
         assert container["image"] == PLACEHOLDER.cpu
         (variable,) = container["env"]
         assert variable["name"] == "TENFOLD_TRAINJOB"
         assert TrainJobSpec.parse(variable["value"]) == wanted
-        assert set(container["resources"]) >= {"cpuLimit", "cpuRequest", "memoryLimit", "memoryRequest"}
-        assert "accelerator" not in container["resources"]
-        assert container["command"] == before[name]["container"]["command"]
+        assert container["resources"] == before["promote"]["resources"]
+        assert container["command"] == before[name]["command"]
+        assert executor["activeDeadlineSeconds"] == 2 * 36000 + 3600, "as long in a queue as at work"
+        promote = platform_of(path)["promote"]
+        assert {**executor, "activeDeadlineSeconds": 0} == {**promote, "activeDeadlineSeconds": 0}
+    launched, alone = (next(yaml.safe_load_all(each.read_text())) for each in (path, compiled))
     for each in (launched, alone):
         del each["deploymentSpec"]
     assert launched == alone

@@ -25,6 +25,9 @@ def compile_to_yaml(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("semi_supervised.yaml"),
     cpu_image: Annotated[str | None, typer.Option(help="Image of preflight, shard and promote, by digest.")] = None,
     gpu_image: Annotated[str | None, typer.Option(help="Image of the other stages, by digest.")] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="YAML file with sizes, times and places of the pods; see docs/cluster.md.")
+    ] = None,
     launcher: Annotated[Launcher, typer.Option(help="Train in the task's pod, or as a Kubeflow TrainJob.")] = (
         Launcher.POD
     ),
@@ -49,12 +52,14 @@ def compile_to_yaml(
     ] = None,
 ) -> None:
     """Compile the pipeline to KFP's YAML."""
+    from tenfold.pipelines.cluster import ClusterSettings
     from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
     from tenfold.pipelines.semi_supervised import Images
     from tenfold.trainjob import TrainJobSpec
 
     if output.suffix not in {".yaml", ".yml"}:
         raise ConfigError(f"--output {output} must end in .yaml")
+    settings = ClusterSettings.read(cluster) if cluster else ClusterSettings()
     images = Images(cpu_image or PLACEHOLDER.cpu, gpu_image or PLACEHOLDER.gpu)
     given: dict[str, Any] = {
         "nodes": nodes, "gpus_per_node": gpus_per_node, "cpus_per_node": cpus_per_node,
@@ -75,7 +80,7 @@ def compile_to_yaml(
     elif given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(f"{options}: a pod that trains alone has none of these; give --launcher trainjob too")
-    compile_pipeline(output, images, trainjob)
+    compile_pipeline(output, images, trainjob, settings)
     for image, option in ((cpu_image, "--cpu-image"), (gpu_image, "--gpu-image")):
         if not image:
             typer.echo(f"note: without {option} the pipeline names a placeholder that no registry holds", err=True)
