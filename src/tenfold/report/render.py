@@ -32,7 +32,7 @@ def render(evaluation: dict[str, Any], verdict: dict[str, Any] | None = None) ->
     """
     rungs = {rung["id"]: rung for rung in evaluation["rungs"]}
     scores = rungs["student"]["scores"]
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         e=evaluation,
         verdict=verdict,
@@ -72,8 +72,9 @@ def _short(name: str) -> str:
     return name if len(name) <= 12 else name[:12] + "…"
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return where templates are found and what they may call."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -89,5 +90,5 @@ def _environment() -> Environment:
         "clock": clock,
         "short": _short,
     }
-    environment.filters.update(filters)
-    return environment
+    made.filters.update(filters)
+    return made

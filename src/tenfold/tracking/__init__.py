@@ -12,6 +12,7 @@ from tenfold.tracking.queued import QueuedTracker
 from tenfold.tracking.resend import send_left
 from tenfold.tracking.runs import (
     MlflowTracker,
+    TaskEnd,
     client,
     close_runs,
     ended_tasks,
@@ -19,8 +20,9 @@ from tenfold.tracking.runs import (
     nested_run,
     parent_run,
     task_run,
+    tasks_of,
 )
 from tenfold.tracking.tracker import NoTracker, Tracker
 
-__all__ = ["MlflowTracker", "NoTracker", "QueuedTracker", "Tracker", "client", "close_runs", "ended_tasks",
-           "latest_tasks", "nested_run", "parent_run", "send_left", "task_run"]  # fmt: skip
+__all__ = ["MlflowTracker", "NoTracker", "QueuedTracker", "TaskEnd", "Tracker", "client", "close_runs", "ended_tasks",
+           "latest_tasks", "nested_run", "parent_run", "send_left", "task_run", "tasks_of"]  # fmt: skip

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,34 @@ def close_runs(environment: Environment, status: str) -> None:
         condition = f"tags.`{RUN_TAG}` = '{environment.run_id}' and attributes.status = 'RUNNING'"
         for run in mlflow.search_runs([found.experiment_id], condition):
             mlflow.set_terminated(run.info.run_id, status)
+
+
+@dataclass(frozen=True)
+class TaskEnd:
+    """What MLflow knows of a task: its name, MLflow's status, how long it took, and what it said when it failed."""
+
+    name: str
+    status: str
+    seconds: float | None
+    error: str
+
+
+def tasks_of(environment: Environment) -> list[TaskEnd]:
+    """Return the tasks of this pipeline run, in the order in which they began."""
+    mlflow = client(environment)
+    with Explained("reading the run's tasks"):
+        found = mlflow.get_experiment_by_name(environment.experiment)
+        if found is None:
+            return []
+        condition = f"tags.`{RUN_TAG}` = '{environment.run_id}'"
+        runs = mlflow.search_runs([found.experiment_id], condition, order_by=["start_time ASC"])
+    ends = []
+    for run in runs:
+        task, tags = run.data.tags.get(TASK_TAG, ""), run.data.tags
+        if task != "pipeline":
+            took = None if run.info.end_time is None else (run.info.end_time - run.info.start_time) / 1000
+            ends.append(TaskEnd(task, str(run.info.status), took, tags.get("tenfold.error", "")))
+    return ends
 
 
 def ended_tasks(environment: Environment, task: str) -> set[str]:
