@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -83,11 +84,17 @@ def send_folder(store: Store, folder: Path, prefix: str) -> None:
 
 
 def fetch_folder(store: Store, prefix: str, folder: Path) -> None:
-    """Copy what is below ``prefix`` into a folder."""
-    for entry in store.list(f"{prefix}/"):
-        path = folder / entry.key.removeprefix(f"{prefix}/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(store.read(entry.key))
+    """Copy what is below ``prefix`` into a folder; a launcher's pod need not have the memory for a large network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as aside:
+        for entry in store.list(f"{prefix}/"):
+            path = folder / entry.key.removeprefix(f"{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fetched = store.fetch(entry.key, Path(aside))
+            if fetched.is_relative_to(aside):
+                fetched.replace(path)
+            else:  # a store of files gives its own
+                shutil.copyfile(fetched, path)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from tenfold.models.resnet import Block
 from tenfold.ranks import mean, whole, world_size
 from tenfold.training.average import Average
 from tenfold.training.objectives import Figures, Objective
-from tenfold.training.way import Way, autocast, compile_networks
+from tenfold.training.way import Way, autocast, compile_networks, layout_of
 
 
 class Replica:
@@ -38,8 +38,7 @@ class Replica:
         self.objective, self._config, self._device = objective, config, device
         self._step: nn.Module = objective
         spread = config.sharding == "full" and world_size() > 1
-        # FSDP2 takes no kernels whose channels come last; the convolutions lay them out anew
-        layout = torch.contiguous_format if spread else torch.channels_last
+        layout = getattr(torch, layout_of(config))
         objective.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         objective.train()
         for module in objective.modules():

@@ -41,7 +41,7 @@ class Way:
         precision: ``float32`` or ``bfloat16``, of the networks' products.
         compiled: whether the trained networks go through torch.compile.
         threads: of torch, in each process.
-        layout: of images and kernels in memory.
+        layout: of images and kernels in memory, as :func:`layout_of` has it.
     """
 
     precision: str
@@ -52,6 +52,14 @@ class Way:
     def record(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
         return asdict(self)
+
+
+def layout_of(config: TrainConfig) -> str:
+    """Return the layout of images and kernels: channels last, which convolutions want; not where FSDP2 spreads them.
+
+    FSDP2 takes no parameters in another order than their shape's.
+    """
+    return "contiguous_format" if config.sharding == "full" and world_size() > 1 else "channels_last"
 
 
 def kept_way(record: Mapping[str, Any]) -> Way:
@@ -84,7 +92,7 @@ def choose_way(
     compiled = config.compile == "always"
     open_ = config.precision == "auto", config.compile == "auto" and config.sharding == "none"
     if config.deterministic or not any(open_):
-        return Way(precision, compiled, threads)
+        return Way(precision, compiled, threads, layout_of(config))
     batches = {name: batch.split(config.accumulate)[0] for name, batch in batches.items()}
     passes = steps * config.accumulate
     with _left_as_it_was(objective):
@@ -104,7 +112,7 @@ def choose_way(
     if WORTH_A_LOOK < took * passes < math.inf:
         told = f"{precision}{', compiled' if compiled else ''}"
         reporter.note(f"computes in {told}: {clock(took * passes)} for {steps} steps, without data")
-    return Way(precision, compiled, threads)
+    return Way(precision, compiled, threads, layout_of(config))
 
 
 def compile_networks(objective: Objective, *, undo: bool = False) -> None:
