@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -62,9 +62,17 @@ def layout_of(config: TrainConfig) -> str:
     return "contiguous_format" if config.sharding == "full" and world_size() > 1 else "channels_last"
 
 
-def kept_way(record: Mapping[str, Any]) -> Way:
-    """Return the way that a checkpoint recorded, and set its number of threads where that many cores are there."""
+def kept_way(record: Mapping[str, Any], config: TrainConfig, ranks: int) -> Way:
+    """Return the way that a checkpoint recorded, and set its number of threads where that many cores are there.
+
+    Args:
+        record: what :meth:`Way.record` gave.
+        config: of the training.
+        ranks: how many recorded it; another number of processes has another share of the cores each.
+    """
     way = Way(**record)
+    if ranks != world_size():
+        return replace(way, threads=torch.get_num_threads(), layout=layout_of(config))
     if way.threads <= cores():
         torch.set_num_threads(way.threads)
     return way
