@@ -137,9 +137,13 @@ def measure_nt_xent(place: Place) -> dict[str, Any]:
     for other, limit in (("lightly", 1 / 16), ("matrix", None)):
         shares = [run["tiled"]["extra_mib"] / run[other]["extra_mib"] for run in runs]
         told[f"memory_beside_{other}"] = beside(shares, limit, most=True)
-    large = nt_xent.measure("tiled", 32_768)
-    held = large["seconds"] <= LARGE["seconds"] and large["extra_mib"] <= LARGE["extra_mib"]
-    return {"nt_xent_4096": told, "nt_xent_32768": {"pairs": 32_768, **large, "goal": LARGE, "held": held}}
+    runs = [nt_xent.measure("tiled", 32_768) for _ in range(place.repeats)]
+    large = {name: float(np.median([run[name] for run in runs])) for name in LARGE}
+    held = all(large[name] <= limit for name, limit in LARGE.items())
+    return {
+        "nt_xent_4096": told,
+        "nt_xent_32768": {"pairs": 32_768, **large, "runs": runs, "goal": LARGE, "held": held},
+    }
 
 
 def measure_steps(place: Place) -> dict[str, Any]:

@@ -27,6 +27,10 @@ def training() -> Training:
     return Training(objective, optimizer, {})
 
 
+def kernels(training: Training) -> list[nn.Parameter]:
+    return [module.weight for module in training.objective.modules() if isinstance(module, nn.Conv2d)]
+
+
 @pytest.mark.parametrize(("ranks", "rank", "found"), [(2, 0, [1.0, 2.0]), (2, 1, [11.0, 12.0]), (4, 3, [6.0, 7.0])])
 def test_each_rank_gets_its_own_figures_back_and_another_number_of_ranks_their_mean(
     ranks: int, rank: int, found: list[float], monkeypatch: pytest.MonkeyPatch
@@ -46,9 +50,8 @@ def test_each_rank_gets_its_own_figures_back_and_another_number_of_ranks_their_m
 def test_the_optimizer_s_memory_comes_back_in_the_layout_of_its_parameters() -> None:
     before, after = training(), training()
     after.restore(before.capture(1, {}))
-    kernels = [module.weight for module in after.objective.modules() if isinstance(module, nn.Conv2d)]
-    assert len(kernels) > 3
-    for number, parameter in enumerate(kernels):
-        momentum = after.optimizer.state[parameter]["momentum_buffer"]
-        assert momentum.stride() == parameter.stride(), number
-        assert torch.equal(momentum, torch.ones_like(momentum))
+    assert len(kernels(before)) > 3
+    for mine, its in zip(kernels(after), kernels(before), strict=True):
+        momentum = after.optimizer.state[mine]["momentum_buffer"]
+        assert momentum.stride() == mine.stride()
+        assert torch.equal(momentum, before.optimizer.state[its]["momentum_buffer"])
