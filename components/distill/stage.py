@@ -75,7 +75,6 @@ def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     if config.init == "finetuned":
         model, description = load_classifier(inputs.finetuned)
         _check_classes("fine-tuned teacher", description.classes, unlabelled.classes)
-        model.requires_grad_(True)
     else:
         description = Description(
             kind="classifier", network=config.network, classes=unlabelled.classes, image_size=spec.image_size,

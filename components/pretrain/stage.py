@@ -99,19 +99,18 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
 def _start(init: InitConfig, description: Description, work: Work) -> tuple[SimCLRModel, Description]:
     """Fetch the encoder to start from; a head that it lacks is made anew."""
     store, folder = open_store(init.path), work.cache / "init" / (init.digest or "unknown")
-    folder.mkdir(parents=True, exist_ok=True)
-    text = store.read(DESCRIPTION)
-    if digest(text.decode()) != init.digest:
+    if digest(store.read(DESCRIPTION).decode()) != init.digest:
         raise DataError(f"the encoder in {init.path} is another than preflight saw; run again")
-    (folder / DESCRIPTION).write_bytes(text)
-    (folder / WEIGHTS).write_bytes(store.read(WEIGHTS))
+    # several processes fetch at once: each file comes whole under its name, and what is there stays
+    described, weights = store.fetch(DESCRIPTION, folder), store.fetch(WEIGHTS, folder)
     try:
-        model, known = load(folder)
+        model, known = load(described.parent)
     except DataError as error:
+        if weights.is_relative_to(folder):
+            weights.unlink(missing_ok=True)
         raise DataError(f"the encoder in {init.path} cannot be used: {error}") from None
     if not isinstance(model, SimCLRModel):
         raise DataError(f"{init.path} holds a classifier; pretraining starts from an encoder")
-    model.train().requires_grad_(True)
     known = known.model_copy(
         update={"image_size": description.image_size, "evaluation": description.evaluation, "weights": None}
     )

@@ -16,7 +16,7 @@ from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.models.saved import load_classifier
-from tenfold.ranks import share, world_size
+from tenfold.ranks import rank, share, world_size
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
 from tenfold.training.objectives import SelfTraining
@@ -54,7 +54,8 @@ def run(config: SelfTrainConfig, inputs: Inputs, outputs: Outputs, work: Work) -
     """
     if not config.enabled:
         work.reporter.note("switched off; the fine-tuned teacher is passed on")
-        shutil.copytree(inputs.teacher, outputs.teacher, dirs_exist_ok=True)
+        if rank() == 0:
+            shutil.copytree(inputs.teacher, outputs.teacher, dirs_exist_ok=True)
         return
     device = prepare(work.environment)
     seed, threads = config.seed or 0, work.environment.threads

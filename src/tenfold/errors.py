@@ -12,12 +12,25 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+#: EX_TEMPFAIL of sysexits.h: the same again may succeed, or goes on.
+AGAIN = 75
+
 
 class TenfoldError(Exception):
-    """Base of every error that is the user's, the data's or the surroundings' to mend."""
+    """Base of every error that is the user's, the data's or the surroundings' to mend.
+
+    Args:
+        message: what was wrong, where, and what to do.
+        again: the same again may succeed, as after an outage.
+    """
 
     #: The process's exit status: 2 stands for "the same again will fail the same way".
     exit_code = 2
+
+    def __init__(self, message: str, *, again: bool = False) -> None:
+        super().__init__(message)
+        if again:
+            self.exit_code = AGAIN
 
 
 class ConfigError(TenfoldError):
@@ -59,8 +72,7 @@ class NoPseudoLabelsError(TenfoldError):
 class InterruptedTrainingError(TenfoldError):
     """The process was told to end, and a checkpoint holds what was done."""
 
-    #: EX_TEMPFAIL of sysexits.h: the same again goes on.
-    exit_code = 75
+    exit_code = AGAIN
 
 
 class TrackingError(TenfoldError):
@@ -68,17 +80,7 @@ class TrackingError(TenfoldError):
 
 
 class TrainJobError(TenfoldError):
-    """A TrainJob could not be made, or it ended without success.
-
-    Args:
-        message: what went wrong, and what to do.
-        again: the same again may succeed, as of a job that was deleted; then the exit status is 75.
-    """
-
-    def __init__(self, message: str, *, again: bool = False) -> None:
-        super().__init__(message)
-        if again:
-            self.exit_code = InterruptedTrainingError.exit_code
+    """A TrainJob could not be made, or it ended without success."""
 
 
 def first_fault(faults: list[Any]) -> str:

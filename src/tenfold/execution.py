@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,11 @@ class Attempt:
     """
 
     def __init__(self, stage: str) -> None:
-        self.environment = Environment.read()
+        try:
+            self.environment = Environment.read()
+        except TenfoldError as error:
+            print(f"{stage}: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
         self.reporter = Reporter(stage, self.environment.events)
         self.tracker: Tracker = NoTracker()
         self._stage = stage
@@ -157,16 +162,23 @@ def execute(
         }  # fmt: skip
         _seal(made, lineage)
         tracker.finish("FINISHED")
-        _clean(work)
+        _clean(work, result=True)
+        for made_before in _input_lineages(inputs).values():  # what was read here has arrived, and can be read again
+            _clean(replace(work, stage=made_before["stage"], fingerprint=made_before["fingerprint"]), result=False)
         attempt.reporter.finished(seconds)
         return result
 
 
-def _clean(work: Work) -> None:
+def _clean(work: Work, *, result: bool) -> None:
     """Remove the checkpoints that have done their service: this run's, and those of runs that are over.
 
     While another run is at work on the same stage, the published result stays for it; one that MLflow does not know
     to be over counts as at work.
+
+    Args:
+        work: a stage that is done.
+        result: keep the published result: a cluster stores outputs behind the stage's end, and may fail to. Whoever
+            reads them knows that they are safe, and removes it.
     """
     entries = list(work.store.list(work.shared))
     runs = {entry.key.removeprefix(work.shared).rpartition("/")[0].partition("/")[0] for entry in entries}
@@ -177,9 +189,9 @@ def _clean(work: Work) -> None:
         except TenfoldError as error:
             work.reporter.warn(f"{error}; checkpoints of other runs stay in {work.store.uri}/{work.shared}")
     kept = tuple(f"{work.shared}{run}/" for run in busy)
-    result = published(work) if busy else None
-    if result is not None:
-        kept += (f"{work.shared}{FINAL}", result[1])
+    final = published(work) if busy or result else None
+    if final is not None:
+        kept += (f"{work.shared}{FINAL}", final[1])
     for entry in entries:
         if not entry.key.startswith(kept):
             work.store.delete(entry.key)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from tenfold.worker import FAILURE, REQUEST, RESULT, Request, fetch_folder, send
 
 #: How often torchrun starts the ranks again after one died.
 RESTARTS = 3
+#: Seconds between looks whether a rank has failed, and for which the others may then take to end by themselves.
+_LOOK, _GRACE = 5.0, 15.0
 
 
 def processes(environment: Environment) -> int:
@@ -60,20 +64,22 @@ def launch(
     for name, folder in folders.items() if afar else ():
         send_folder(work.store, folder, request.artifacts[name])
     work.store.write(place + REQUEST, request.model_dump_json().encode())
+    start = time.monotonic()
     if work.environment.trainjob is not None:
         _trainjob(work.environment.trainjob, f"{place}{REQUEST}", work, place)
     else:
         _torchrun(f"{place}{REQUEST}", work, place)
+    waited = time.monotonic() - start
     try:
         left = json.loads(work.store.read(place + RESULT))
-        result, spent = left["result"], float(left["spent"])
+        result, seconds = left["result"], float(left["seconds"])
     except StorageError:
         raise LaunchError(f"the processes of {task} ended without a result; see their log") from None
     except (KeyError, TypeError, ValueError):
         raise LaunchError(f"{work.store.uri}/{place}{RESULT} is no result; remove it and start again") from None
     for name, folder in outputs.items() if afar else ():
         fetch_folder(work.store, request.outputs[name], folder)
-    work.spent.append(spent)
+    work.spent.append(seconds - waited)  # the ranks' own time counts, not the wait for them, a queue's for example
     return result
 
 
@@ -91,7 +97,7 @@ def _torchrun(key: str, work: Work, place: str) -> None:
     work.reporter.note(f"trains with {count} processes")
     process = subprocess.Popen(command, env=variables)
     with _passed_on(process) as told:
-        status = process.wait()
+        status = _ended(process, work, place)
     if work.store.exists(place + FAILURE):
         raise LaunchError(_failure(work, place))
     if status == 0:
@@ -100,8 +106,26 @@ def _torchrun(key: str, work: Work, place: str) -> None:
         raise InterruptedTrainingError("told to end; a checkpoint holds what was done, and the same again goes on")
     raise LaunchError(
         f"the {count} processes of {work.stage} ended with status {status}, {RESTARTS} new starts included; "
-        "their log tells why"
+        "their log tells why, and the same again goes on from the last checkpoint",
+        again=True,
     )
+
+
+def _ended(process: subprocess.Popen[bytes], work: Work, place: str) -> int:
+    """Wait for torchrun, and return its status; where a rank failed, those that wait for it are ended."""
+    end = math.inf
+    while True:
+        try:
+            return process.wait(_LOOK)
+        except subprocess.TimeoutExpired:
+            pass
+        if time.monotonic() > end:
+            process.terminate()
+            return process.wait()
+        if end == math.inf:
+            with suppress(StorageError):
+                if work.store.exists(place + FAILURE):
+                    end = time.monotonic() + _GRACE
 
 
 def _failure(work: Work, place: str) -> str:
@@ -129,12 +153,19 @@ def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
 
 
 def _trainjob(spec: str, key: str, work: Work, place: str) -> None:
-    """Run the request as a TrainJob; torchrun takes nodes, ranks and their meeting point from the pods' variables."""
-    command = ["python3", "-m", "torch.distributed.run", f"--max-restarts={RESTARTS}", "-m", "tenfold.worker", key]
+    """Run the request as a TrainJob; torchrun takes nodes, ranks and their meeting point from the pods' variables.
+
+    Pods are started again as a whole: a node's own torchrun would count its starts by itself, and ranks of different
+    counts never meet.
+    """
+    command = ["python3", "-m", "torch.distributed.run", "--max-restarts=0", "-m", "tenfold.worker", key]
     environment = work.environment
     variables = {**allocator(), "TENFOLD_RUN_ID": environment.run_id}
     try:
-        run_trainjob(TrainJobSpec.parse(spec), work.stage, environment.run_id, command, variables, work.reporter)
+        run_trainjob(
+            TrainJobSpec.parse(spec), work.stage, environment.run_id, command, variables, work.reporter,
+            left=lambda: work.store.exists(place + RESULT),
+        )  # fmt: skip
     except TrainJobError:
         if work.store.exists(place + FAILURE):  # which says more than the job's condition
             raise LaunchError(_failure(work, place)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -19,8 +20,9 @@ def end_with(owner: int | None) -> None:
         os._exit(75)
 
     def watch() -> None:
-        while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.5)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it went between two questions
+            while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
         os._exit(75)
 
     threading.Thread(target=watch, daemon=True, name="owner-watch").start()

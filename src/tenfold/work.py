@@ -1,8 +1,8 @@
 """The durable place of one stage, and what a stage needs beside its inputs.
 
 ``work/<fingerprint>/<run id>/`` in the store belongs to one run of one stage. A stage may read the
-checkpoints of every run of its fingerprint and writes only under its own run's name; once its result is
-safe, the checkpoints of all of them are removed.
+checkpoints of every run of its fingerprint and writes only under its own run's name. Once it is done, the
+published result alone stays, until another stage has read the stage's output.
 """
 
 from __future__ import annotations

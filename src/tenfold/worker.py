@@ -7,24 +7,36 @@ cannot go on leaves :data:`FAILURE`. torchrun starts all ranks again when one di
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tenfold.environment import Environment
-from tenfold.errors import ConfigError, InterruptedTrainingError, TenfoldError, first_fault, redact
+from tenfold.errors import (
+    AGAIN,
+    ConfigError,
+    InterruptedTrainingError,
+    StorageError,
+    TenfoldError,
+    first_fault,
+    redact,
+)
 from tenfold.fingerprint import canonical_json
 from tenfold.owner import end_with
 from tenfold.progress import Reporter
 from tenfold.storage import Store, open_store
-from tenfold.tracking import NoTracker, QueuedTracker, Tracker
+from tenfold.tracking import NoTracker, QueuedTracker
 from tenfold.work import Work
 
 REQUEST, RESULT, FAILURE = "request.json", "result.json", "failure.json"
@@ -83,49 +95,87 @@ def send_folder(store: Store, folder: Path, prefix: str) -> None:
 
 
 def fetch_folder(store: Store, prefix: str, folder: Path) -> None:
-    """Copy what is below ``prefix`` into a folder."""
-    for entry in store.list(f"{prefix}/"):
-        path = folder / entry.key.removeprefix(f"{prefix}/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(store.read(entry.key))
+    """Copy what is below ``prefix`` into a folder; a launcher's pod need not have the memory for a large network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as aside:
+        for entry in store.list(f"{prefix}/"):
+            path = folder / entry.key.removeprefix(f"{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fetched = store.fetch(entry.key, Path(aside))
+            if fetched.is_relative_to(aside):
+                fetched.replace(path)
+            else:  # a store of files gives its own
+                shutil.copyfile(fetched, path)
 
 
 def main() -> None:
     """Run the request that the only argument names, as one rank of torchrun's."""
-    key = sys.argv[1]
-    place = key.removesuffix(REQUEST)
-    environment = Environment.read()
-    end_with(environment.owner)
-    store = open_store(environment.store)
     try:
-        request = Request.model_validate_json(store.read(key))
+        environment = Environment.read()
+        end_with(environment.owner)
+        key, store = sys.argv[1], open_store(environment.store)
+        request = _read(store, key)
+        failed = store.exists(key.removesuffix(REQUEST) + FAILURE)
+    except TenfoldError as error:
+        print(redact(str(error)), file=sys.stderr)
+        sys.exit(error.exit_code)
+    if failed:  # torchrun starts everything again, and what failed would fail again
+        sys.exit(_failed(request))
+    _work(request, key.removesuffix(REQUEST), store, environment)
+
+
+def _read(store: Store, key: str) -> Request:
+    try:
+        return Request.model_validate_json(store.read(key))
     except ValidationError as error:
         message = f"{store.uri}/{key} is no request that this version can read: {first_fault(error.errors())}"
-        store.write(place + FAILURE, canonical_json({"message": message}).encode())
-        sys.exit(ConfigError.exit_code)
-    # torchrun reports any other status with a traceback of its own; a TrainJob must not count as complete
-    failed = TenfoldError.exit_code if request.afar else 0
-    if store.exists(place + FAILURE):  # torchrun starts everything again, and what failed would fail again
-        sys.exit(failed)
-    first = os.environ.get("RANK", "0") == "0"
+        _fail(store, key.removesuffix(REQUEST), message)
+        raise ConfigError(message) from None
+
+
+def _fail(store: Store, place: str, message: str) -> None:
+    store.write(place + FAILURE, canonical_json({"message": redact(message)}).encode())
+
+
+def _failed(request: Request) -> int:
+    """Return the status of a rank that left its failure.
+
+    torchrun reports any but 0 with a traceback of its own, and here the launcher ends the other ranks; a TrainJob must
+    not count as complete.
+    """
+    return TenfoldError.exit_code if request.afar else 0
+
+
+def _work(request: Request, place: str, store: Store, environment: Environment) -> None:
+    """Do this rank's part; the process ends where it fails."""
+    start, first = time.monotonic(), os.environ.get("RANK", "0") == "0"
+    if request.afar:  # here the launcher has given each process its share
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        environment = replace(environment, threads=max(1, environment.threads // ranks))
     reporter = Reporter(request.task, environment.events, quiet=not first)
-    tracker: Tracker = QueuedTracker(environment, request.task, store, reporter) if first else NoTracker()
-    work = Work(request.task, request.fingerprint, store, environment, reporter, tracker)
+    queue = QueuedTracker(environment, request.task, store, reporter) if first else None
+    work = Work(request.task, request.fingerprint, store, environment, reporter, queue or NoTracker())
     try:
         with tempfile.TemporaryDirectory() as scratch:
             result = _run(request, work, Path(scratch))
-            if first:
-                tracker.finish("FINISHED")
-                store.write(place + RESULT, canonical_json({"result": result, "spent": sum(work.spent)}).encode())
+            if queue is not None:
+                queue.hand_over("FINISHED")
+                seconds = time.monotonic() - start + sum(work.spent)
+                store.write(place + RESULT, canonical_json({"result": result, "seconds": seconds}).encode())
     except Exception as error:
         status = error.exit_code if isinstance(error, TenfoldError) else 1
         if not isinstance(error, TenfoldError):
             traceback.print_exc()
-        elif not isinstance(error, InterruptedTrainingError):
-            store.write(place + FAILURE, canonical_json({"message": redact(str(error))}).encode())
-            status = failed
+        elif status != AGAIN:
+            with contextlib.suppress(StorageError):
+                _fail(store, place, str(error))
+                status = _failed(request)
+        else:
+            reporter.warn(str(error))
+        if queue is not None:
+            queue.hand_over("KILLED" if isinstance(error, InterruptedTrainingError) else "FAILED")
         sys.stderr.flush()
-        os._exit(status)  # other ranks may wait for this one for ever: torchrun ends them
+        os._exit(status)  # other ranks may wait for this one for ever: torchrun ends them, or the launcher
 
 
 def _run(request: Request, work: Work, scratch: Path) -> Any:

@@ -6,6 +6,7 @@ And what two runs of a fingerprint make of the published result, in the same pro
 from __future__ import annotations
 
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def afar(work: Work, patch: pytest.MonkeyPatch, end: Callable[[str], None]) -> A
     """Run a stage as a TrainJob whose end is ``end``, given the place of its records."""
     work = replace(work, environment=replace(work.environment, trainjob="{}"))
     patch.setattr(launch.TrainJobSpec, "parse", lambda text: None)
-    patch.setattr(launch, "run_trainjob", lambda *_: end(f"{work.own}launch/"))
+    patch.setattr(launch, "run_trainjob", lambda *_, **__: end(f"{work.own}launch/"))
     return launch.launch("baseline", "finetune", "{}", {}, {}, work)
 
 
@@ -117,6 +118,15 @@ def test_a_hostile_request_ends_a_rank_with_one_reason(make_work: MakeWork, tmp_
     assert not (tmp_path / "canary").exists()
 
 
+def test_ranks_that_wait_for_one_that_failed_are_ended(make_work: MakeWork, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, place = make_work(), "work/place/"
+    monkeypatch.setattr(launch, "_LOOK", 0.05)
+    monkeypatch.setattr(launch, "_GRACE", 0.2)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    work.store.write(place + FAILURE, b"{}")
+    assert launch._ended(process, work, place) == -signal.SIGTERM
+
+
 # --- F28 -------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +159,7 @@ def test_cleaning_keeps_the_published_result_for_a_run_at_work_and_removes_all_a
     for half in halves:
         half.write_bytes(b"half")
     monkeypatch.setattr(execution, "ended_tasks", lambda *_: {"dead"})
-    _clean(first)
+    _clean(first, result=False)
     kept_result = {f"{first.own}checkpoints/000000005/{name}" for name in ("state.safetensors", "state.json")}
     kept_result |= {f"{first.own}checkpoints/000000005/complete.json", f"{first.shared}{FINAL}"}
     assert {entry.key for entry in first.store.list()} == its | kept_result
@@ -159,5 +169,7 @@ def test_cleaning_keeps_the_published_result_for_a_run_at_work_and_removes_all_a
         taken = kept.publish(5)
     assert taken is not None
     assert taken.tensors["weight"].tolist() == [1.0]
-    _clean(second)
+    _clean(second, result=True)
+    assert {entry.key for entry in first.store.list()} == kept_result
+    _clean(second, result=False)
     assert list(first.store.list()) == []

@@ -18,6 +18,7 @@ from tasks import PROGRAM, Task, assert_same
 
 from tenfold.data.manifest import Dataset
 from tenfold.storage import FileStore
+from tenfold.work import FINAL
 
 
 @pytest.fixture(scope="module")
@@ -165,4 +166,8 @@ def test_two_runs_of_the_same_fingerprint_at_once_are_both_right_and_write_no_fi
         owner = key.split("/")[2] if key.count("/") > 2 else run
         assert owner == run or when > times[owner][-1], f"{run} removed {key} while it was in use"
     store = FileStore(tmp_path / "task/home/store")
-    assert [entry.key for entry in store.list("work/")] == []
+    kept = {entry.key.split("/", 2)[2] for entry in store.list("work/")}
+    final = json.loads(next(store.read(entry.key) for entry in store.list("work/") if entry.key.endswith(FINAL)))
+    folder = final["folder"].split("/", 2)[2]
+    files = {f"{folder}{name}" for name in ("complete.json", "state.json", "state.safetensors")}
+    assert kept == {FINAL, *files}, "the result stays until the next stage has read its output, and nothing else"

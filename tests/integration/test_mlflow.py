@@ -17,7 +17,15 @@ from torch import nn
 
 from tenfold.augment.spec import ViewSpec
 from tenfold.components.promote import stage as promote
-from tenfold.config import BaselineConfig, Description, EvalViewConfig, PromoteConfig, ResNetConfig, ViewConfig
+from tenfold.config import (
+    BaselineConfig,
+    Description,
+    EvalViewConfig,
+    PromoteConfig,
+    ResNetConfig,
+    SelfTrainConfig,
+    ViewConfig,
+)
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.environment import Environment
@@ -30,7 +38,7 @@ from tenfold.predictor import Predictor
 from tenfold.progress import Reporter
 from tenfold.registry import CHALLENGER, CHAMPION, Registry
 from tenfold.storage import open_store
-from tenfold.tracking import parent_run, task_run
+from tenfold.tracking import QueuedTracker, parent_run, task_run
 from tenfold.work import Work
 
 TINY = ResNetConfig(depth=10, width=0.125)
@@ -125,7 +133,7 @@ def nested(client: MlflowClient, task: str) -> Any:
     return run
 
 
-def test_a_stage_leaves_its_lineage_its_curves_and_no_checkpoint(
+def test_a_stage_leaves_its_lineage_its_curves_and_its_result_s_checkpoint_until_that_was_read(
     client: MlflowClient, digits: Dataset, tmp_path: Path
 ) -> None:
     baseline(digits.uri, tmp_path / "classifier")
@@ -138,7 +146,34 @@ def test_a_stage_leaves_its_lineage_its_curves_and_no_checkpoint(
     assert run.data.params["network.depth"] == "10"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2]
     store = open_store(Environment.read().store)
-    assert not [entry.key for entry in store.list("work/") if "checkpoints" in entry.key]
+    kept = sorted(entry.key.rpartition("/")[2] for entry in store.list("work/"))
+    assert kept == ["complete.json", "final.json", "state.json", "state.safetensors"]
+    inputs = {"dataset": digits.uri, "weak": TRAINING, "strong": TRAINING, "teacher": tmp_path / "classifier"}
+    off = canonical_json(SelfTrainConfig(enabled=False, seed=0).model_dump())
+    execute("self_train", off, inputs, {"teacher": str(tmp_path / "teacher")})
+    assert list(store.list("work/")) == []
+
+
+def test_a_process_that_hands_its_run_over_sends_what_it_recorded_and_leaves_it_open(
+    client: MlflowClient, make_work: Callable[..., Work]
+) -> None:
+    work = make_work()
+    tracker = QueuedTracker(work.environment, "pretrain", work.store, work.reporter)
+    tracker.metrics({"loss": 2.0}, 1)
+    tracker.hand_over("FAILED")
+    run = nested(client, "pretrain")
+    assert run.info.status == "RUNNING"
+    assert run.data.metrics == {"loss": 2.0}
+
+
+def test_a_setting_of_the_environment_that_is_wrong_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TENFOLD_CACHE_BYTES", "100GB")
+    with pytest.raises(SystemExit) as ended:
+        baseline("", tmp_path / "classifier")
+    assert ended.value.code == 2
+    assert capfd.readouterr().err == "baseline: TENFOLD_CACHE_BYTES is '100GB', which is no number\n"
 
 
 @pytest.mark.parametrize("fault", ["data set that is gone", "configuration of another version"])

@@ -190,6 +190,15 @@ def test_a_failed_job_says_why_and_a_second_launch_makes_it_again(
     assert (fake.count("create"), fake.count("delete")) == (2, 1)
 
 
+def test_a_complete_job_whose_result_is_gone_is_made_again(
+    fake: FakeKubernetes, launch: Callable[..., None], notes: Callable[[], list[str]]
+) -> None:
+    launch()
+    launch(left=lambda: False)
+    assert (fake.count("create"), fake.count("delete")) == (2, 1)
+    assert any("is complete, and its result is gone; it is deleted and made again" in note for note in notes())
+
+
 def test_a_job_that_fails_at_once_is_not_made_again_by_the_same_launch(
     fake: FakeKubernetes, launch: Callable[..., None]
 ) -> None:

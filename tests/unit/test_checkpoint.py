@@ -11,6 +11,7 @@ import torch
 
 from tenfold.errors import NonFiniteError, StorageError
 from tenfold.storage import FileStore, Store
+from tenfold.storage.store import Content
 from tenfold.training.checkpoint import Checkpoint, Checkpoints
 from tenfold.work import Work
 
@@ -281,6 +282,42 @@ def test_a_write_that_failed_is_told_at_the_next_occasion_and_once(
         occasion(kept)
     kept.__exit__(None, None, None)
     assert keys(work.store) == []
+
+
+class Away(FileStore):
+    """A store that is away for so many writes."""
+
+    left = 0
+
+    def write(self, key: str, content: Content) -> None:
+        if self.left:
+            self.left -= 1
+            raise StorageError(f"{self.uri}/{key}: the server cannot be reached", again=True)
+        super().write(key, content)
+
+
+@pytest.mark.parametrize(("away", "written"), [(2, [3, 4]), (3, [])])
+def test_a_store_that_is_away_for_two_checkpoints_costs_warnings_and_for_three_the_training(
+    work: Work, heard: Heard, away: int, written: list[int]
+) -> None:
+    kept = Checkpoints(on(work, Away))
+    assert isinstance(kept._work.store, Away)
+    kept._work.store.left = away
+
+    def train() -> None:
+        for step in (1, 2, 3, 4):
+            kept.save(at(step))
+        kept.wait()
+
+    if written:
+        train()
+    else:
+        with pytest.raises(StorageError, match="cannot be reached"):
+            train()
+    kept.__exit__(None, None, None)
+    assert kept_steps(work) == written
+    assert len(heard.warnings) == 2
+    assert all("training goes on without it" in warning for warning in heard.warnings)
 
 
 def test_an_error_that_ends_the_training_is_not_hidden_by_a_write_that_failed(work: Work) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,14 @@ import torch
 from safetensors.torch import save_file
 
 from tenfold.components.preflight.stage import Request
-from tenfold.config import Description, HeadConfig, ResNetConfig
+from tenfold.components.pretrain.stage import _start
+from tenfold.config import Description, HeadConfig, InitConfig, ResNetConfig
 from tenfold.errors import ConfigError, DataError
+from tenfold.fingerprint import digest
 from tenfold.models.heads import SimCLRModel
 from tenfold.models.imported import import_timm
 from tenfold.models.saved import build, load, save
+from tenfold.work import Work
 
 TENFOLD = str(Path(sys.executable).parent / "tenfold")
 #: A small timm model.
@@ -49,6 +53,19 @@ def test_the_network_and_head_are_those_of_the_encoder_that_is_there(tmp_path: P
     assert config.pretrain.head == HeadConfig(layers=2, features=8)
     assert config.distill.network == config.pretrain.network  # distill.init is finetuned
     assert config.pretrain.init.digest
+
+
+def test_what_is_fixed_in_an_encoder_s_head_stays_fixed_and_a_folder_is_read_where_it_lies(
+    tmp_path: Path, make_work: Callable[..., Work]
+) -> None:
+    folder, work = encoder(tmp_path / "e"), make_work()
+    text = (folder / "model.json").read_text()
+    known = Description.model_validate_json(text)
+    model, _ = _start(InitConfig(path=str(folder), digest=digest(text)), known, work)
+    fixed = [name for name, parameter in build(known).named_parameters() if not parameter.requires_grad]
+    assert fixed == ["head.layers.1.1.bias"]
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == fixed
+    assert not work.cache.exists()
 
 
 def test_another_encoder_at_the_same_place_is_another_configuration(tmp_path: Path) -> None:

@@ -165,6 +165,20 @@ def self_training_batches() -> dict[str, Batch]:
     return {"labelled": batch(images(4, 0), numbers=[4, 2, 7, 0]), "unlabelled": batch(images(6, 1), images(6, 2))}
 
 
+def test_a_step_counts_as_without_pseudo_labels_only_where_none_of_its_parts_had_one() -> None:
+    objective, batches = self_training(threshold=1.1), self_training_batches()
+    for steps in (1, 2):
+        for _ in range(3):
+            objective.loss(batches)
+        objective.after_step()
+        assert int(objective.dry) == steps
+    objective.loss(batches)
+    objective.threshold = 0.0
+    objective.loss(batches)
+    objective.after_step()
+    assert int(objective.dry) == 0
+
+
 def test_self_training_adds_the_weighted_unlabelled_loss_of_one_common_pass() -> None:
     objective, batches = self_training(weight=2.5), self_training_batches()
     assert objective.average is not None

@@ -50,6 +50,18 @@ def gradients(objective: Objective) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
 
 
+def test_too_little_memory_on_a_gpu_is_one_message_with_its_cures(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = supervised()
+    made = replica(objective, accumulate=2)
+
+    def full(batches: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(objective, "loss", full)
+    with pytest.raises(ConfigError, match=r"a step with 4 images at once: lower batch_size, .*accumulate"):
+        made.backward({"labelled": batch()})
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_gradients_and_figures_of_parts_are_the_whole_batch_s_means(parts: int) -> None:
     whole, cut = supervised(), supervised()

@@ -31,6 +31,10 @@ def test_alignment_is_the_mean_squared_distance_and_uniformity_tells_collapse_fr
     assert uniformity(torch.eye(4)).item() == pytest.approx(-4)  # all pairs have the squared distance 2
 
 
+def test_one_row_alone_has_no_uniformity_that_is_no_number() -> None:
+    assert float(uniformity(torch.ones(1, 4))) == 0.0
+
+
 def test_the_spread_is_none_of_equal_rows_and_near_one_of_rows_that_fill_the_sphere() -> None:
     assert spread(torch.ones(5, 4) / 2) == 0
     # of each one-hot column, one entry of four is 1: its deviation is sqrt(1/4 - 1/16)

@@ -150,10 +150,17 @@ def test_what_was_told_stays_where_the_other_is_measured(monkeypatch: pytest.Mon
 
 def test_threads_are_those_of_the_first_start_where_the_machine_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "cores", lambda: 2)
-    assert kept_way(Way("float32", False, 2).record()).threads == 2
+    assert kept_way(Way("float32", False, 2).record(), config(), 1).threads == 2
     assert torch.get_num_threads() == 2
-    assert kept_way(Way("float32", False, 3).record()) == Way("float32", False, 3)
+    assert kept_way(Way("float32", False, 3).record(), config(), 1) == Way("float32", False, 3)
     assert torch.get_num_threads() == 2, "three are not there"
+
+
+def test_threads_of_another_number_of_processes_do_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "cores", lambda: 16)
+    here = torch.get_num_threads()
+    assert kept_way(Way("bfloat16", True, here + 5).record(), config(), 4) == Way("bfloat16", True, here)
+    assert torch.get_num_threads() == here
 
 
 class Fixed:

@@ -86,9 +86,12 @@ class S3Store:
                 "PreconditionFailed": "changed while it was read", "InvalidRange": "ends before the bytes asked for",
                 "416": "ends before the bytes asked for",
             }  # fmt: skip
-            raise StorageError(f"{where}: {reasons.get(code, code or 'refused')}") from error
+            away = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+            raise StorageError(
+                f"{where}: {reasons.get(code, code or 'refused')}", again=away and self._patient
+            ) from error
         except BotoCoreError as error:
-            raise StorageError(f"{where}: {_reachable(error)}") from error
+            raise StorageError(f"{where}: {_reachable(error)}", again=self._patient and _passing(error)) from error
 
     def _wait(self, attempt: int) -> None:
         time.sleep(random.uniform(0, 0.25 * 2**attempt))  # noqa: S311
@@ -134,7 +137,7 @@ class S3Store:
                 return
             except (BotoCoreError, _BrokenOffError) as error:
                 if attempt == self._attempts:
-                    raise StorageError(f"{self.uri}/{key}: {_reachable(error)}") from error
+                    raise StorageError(f"{self.uri}/{key}: {_reachable(error)}", again=self._patient) from error
                 if isinstance(error, FlexibleChecksumError):  # any of its bytes may be wrong
                     _emptied(sink)
                     position = first
@@ -313,6 +316,14 @@ def _chunks(body: Any) -> Iterator[bytes]:
         spent = time.monotonic() - start
         if spent > PATIENCE and came < SLOWEST * spent:
             raise _BrokenOffError(f"the answer came too slowly: {came} bytes in {spent:.0f} s")
+
+
+def _passing(error: Exception) -> bool:
+    """Return whether the connection failed, which may be otherwise the next time."""
+    from botocore.exceptions import ConnectionError as NoConnection
+    from botocore.exceptions import HTTPClientError
+
+    return isinstance(error, NoConnection | HTTPClientError)
 
 
 def _reachable(error: Exception) -> str:

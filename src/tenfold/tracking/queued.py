@@ -91,9 +91,20 @@ class QueuedTracker(Recorder):
 
         A stage that failed or is told to end waits a few seconds at most.
         """
-        if self._closing.is_set():
-            return
-        self._record("finish", status=status, time=now())
+        if not self._closing.is_set():
+            self._record("finish", status=status, time=now())
+            self._close(status)
+
+    def hand_over(self, status: str) -> None:
+        """Wait as :meth:`finish` does, and leave the run open for the process that ends it.
+
+        Args:
+            status: how this process ends: FINISHED, FAILED or KILLED.
+        """
+        if not self._closing.is_set():
+            self._close(status)
+
+    def _close(self, status: str) -> None:
         self._closing.set()
         self._recorded.set()
         self._wait_for_end(status)

@@ -20,13 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tenfold.errors import ConflictError, TenfoldError
+from tenfold.errors import AGAIN, ConflictError, TenfoldError
 from tenfold.fingerprint import canonical_json, digest
 from tenfold.work import FINAL, Work, published
 
 _FILES, _COMPLETE = ("state.safetensors", "state.json"), "complete.json"
 _FOLDER = "checkpoints/"
 _KEPT = 2
+#: So many checkpoints in a row that could not be written end the training.
+_MISSED = 3
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Checkpoint:
         tensors: on the CPU.
         values: whatever JSON holds.
         score: how good the network is, where that was measured; the best one is kept.
+        folder: key prefix of its files, where it was read.
     """
 
     step: int
     tensors: dict[str, Tensor]
     values: dict[str, Any] = field(default_factory=dict)
     score: float | None = None
+    folder: str = ""
 
 
 class _Place(NamedTuple):
@@ -65,6 +69,7 @@ class Checkpoints:
         self._own = f"{work.own}{_FOLDER}"
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._missed = 0
         if writes:
             self._remove_halves()
 
@@ -83,10 +88,19 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and return at once, as soon as the one before is written.
 
+        One that could not be written, because the store is away, costs a warning; three in a row end the training.
+
         Raises:
-            StorageError: the one before could not be written.
+            StorageError: those before could not be written.
         """
-        self.wait()
+        try:
+            self.wait()
+            self._missed = 0
+        except TenfoldError as error:
+            self._missed += 1
+            if error.exit_code != AGAIN or self._missed == _MISSED:
+                raise
+            self._work.reporter.warn(f"a checkpoint could not be written, and training goes on without it: {error}")
         if self._writes:
             self._pending = self._writer.submit(self._write, checkpoint)
 
@@ -201,7 +215,8 @@ class Checkpoints:
             if [digest(data) for data in contents] != [record["sha256"][name] for name in _FILES]:
                 self._work.reporter.warn(f"the checkpoint {where} is damaged; trying the one before")
                 return None
-            return Checkpoint(place.step, load(contents[0]), json.loads(contents[1]), record.get("score"))
+            values = json.loads(contents[1])
+            return Checkpoint(place.step, load(contents[0]), values, record.get("score"), place.folder)
         except (TenfoldError, SafetensorError, KeyError, TypeError, ValueError) as error:
             self._work.reporter.warn(f"the checkpoint {where} cannot be read ({error}); trying another")
             return None

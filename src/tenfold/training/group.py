@@ -16,7 +16,10 @@ from tenfold.environment import Environment
 
 @contextmanager
 def process_group(environment: Environment) -> Iterator[None]:
-    """Join the ranks that torchrun started: gloo for tensors on CPUs, NCCL for those on GPUs."""
+    """Join the ranks that torchrun started: gloo for tensors on CPUs, NCCL for those on GPUs.
+
+    A rank that fails leaves the group as it is: taking it down may wait for ranks that wait for this one.
+    """
     if "RANK" not in os.environ:
         yield
         return
@@ -28,8 +31,6 @@ def process_group(environment: Environment) -> Iterator[None]:
     store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    try:
-        yield
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.barrier()
+    dist.destroy_process_group()

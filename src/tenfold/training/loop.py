@@ -73,7 +73,7 @@ def fit(
             work.reporter.note(f"goes on from the checkpoint of step {start} of {steps}")
             training.restore(saved)
             work.spent.append(float(saved.values["spent"]))
-            way = kept_way(saved.values["way"])
+            way = kept_way(saved.values["way"], config, saved.values["surroundings"]["world_size"])
         else:
             way = choose_way(config, objective, feed.peek(), steps, device, work.reporter)
         replica.take(way)
@@ -110,8 +110,8 @@ def fit(
 def _found(checkpoints: Checkpoints, now: Mapping[str, Any], work: Work) -> Checkpoint | None:
     """Return what to go on from, the same on all ranks."""
     saved = checkpoints.latest()
-    step = from_first(saved.step if saved else 0)
-    if (saved.step if saved else 0) != step:  # another run's came or went between two ranks' looks
+    folder = saved.folder if saved else ""
+    if any_of(folder != from_first(folder))[0]:  # another run's came or went between two ranks' looks
         raise InterruptedTrainingError("the ranks found different checkpoints; the same again goes on")
     if saved:
         where = f"the checkpoint of step {saved.step} below {work.store.uri}/{work.shared}"

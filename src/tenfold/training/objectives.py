@@ -243,7 +243,9 @@ class SelfTraining(_Averaged):
         super().__init__(model, decay)
         self.threshold, self.weight, self.alignment, self.patience = threshold, weight, alignment, patience
         self.register_buffer("dry", torch.zeros((), dtype=torch.long))  # steps in a row without a pseudo-label
+        self.register_buffer("confident", torch.zeros(()))  # share of the step's parts so far
         self.dry: Tensor
+        self.confident: Tensor
         self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("prior", torch.bincount(labels, minlength=classes) / len(labels))
         self.register_buffer("running", torch.full((classes,), 1 / classes))
@@ -267,11 +269,17 @@ class SelfTraining(_Averaged):
         supervised = F.cross_entropy(known, labels)
         pseudo, share = pseudo_label_loss(unknown, guess, self.threshold)
         with torch.no_grad():
-            self.dry.copy_(torch.where(mean(share) > 0, 0, self.dry + 1))
+            self.confident.add_(mean(share))
         agreement = (unknown.argmax(1) == guess.argmax(1)).float().mean()
         figures = {"supervised_loss": supervised, "unlabelled_loss": pseudo, "confident_share": share,
                    "agreement": agreement}  # fmt: skip
         return supervised + self.weight * pseudo, {key: value.detach() for key, value in figures.items()}
+
+    def after_step(self) -> None:
+        """See :class:`Objective`; counts the step where no part of it had a pseudo-label."""
+        super().after_step()
+        self.dry.copy_(torch.where(self.confident > 0, 0, self.dry + 1))
+        self.confident.zero_()
 
     def observe(self, step: int, steps: int, *, point: bool) -> dict[str, float]:
         """See :class:`Objective`.

@@ -16,13 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 from tenfold.augment.stream import Batch
 from tenfold.config import TrainConfig
+from tenfold.errors import ConfigError
 from tenfold.models.encoder import Encoder
 from tenfold.models.norm import BatchNorm, average_statistics, computed_again
 from tenfold.models.resnet import Block
+from tenfold.progress import count
 from tenfold.ranks import mean, whole, world_size
 from tenfold.training.average import Average
 from tenfold.training.objectives import Figures, Objective
-from tenfold.training.way import Way, autocast, compile_networks
+from tenfold.training.way import Way, autocast, compile_networks, layout_of
 
 
 class Replica:
@@ -38,8 +40,7 @@ class Replica:
         self.objective, self._config, self._device = objective, config, device
         self._step: nn.Module = objective
         spread = config.sharding == "full" and world_size() > 1
-        # FSDP2 takes no kernels whose channels come last; the convolutions lay them out anew
-        layout = torch.contiguous_format if spread else torch.channels_last
+        layout = getattr(torch, layout_of(config))
         objective.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         objective.train()
         for module in objective.modules():
@@ -65,19 +66,34 @@ class Replica:
                 )
 
     def backward(self, batches: Mapping[str, Batch]) -> Figures:
-        """Leave the gradients in the parameters, and return the loss and the objective's figures."""
-        count = self._config.accumulate
-        cut = {name: batch.split(count) for name, batch in batches.items()}
+        """Leave the gradients in the parameters, and return the loss and the objective's figures.
+
+        Raises:
+            ConfigError: the GPU's memory is too small.
+        """
+        try:
+            return self._backward(batches)
+        except torch.OutOfMemoryError:
+            images = max(len(batch.numbers) for batch in batches.values()) // self._config.accumulate
+            raise ConfigError(
+                f"the GPU's memory is too small for a step with {count(images, 'image')} at once: lower batch_size, "
+                "pass it in parts (accumulate), compute activations again (checkpoint_activations=true), or spread the "
+                "network over the GPUs (sharding=full)"
+            ) from None
+
+    def _backward(self, batches: Mapping[str, Batch]) -> Figures:
+        parts = self._config.accumulate
+        cut = {name: batch.split(parts) for name, batch in batches.items()}
         seen: list[Figures] = []
-        for number in range(count):
-            with self._exchange(last=number == count - 1), autocast(self._device, self._way.precision):
-                loss, figures = self._step({name: parts[number] for name, parts in cut.items()})
-            with self._exchange(last=number == count - 1):
-                (loss / count).backward()
+        for number in range(parts):
+            with self._exchange(last=number == parts - 1), autocast(self._device, self._way.precision):
+                loss, figures = self._step({name: each[number] for name, each in cut.items()})
+            with self._exchange(last=number == parts - 1):
+                (loss / parts).backward()
             seen.append({"loss": loss.detach(), **figures})
         if self._config.deterministic and self._config.sharding == "none":
             self._average_gradients()
-        return seen[0] if count == 1 else {key: torch.stack([each[key] for each in seen]).mean() for key in seen[0]}
+        return seen[0] if parts == 1 else {key: torch.stack([each[key] for each in seen]).mean() for key in seen[0]}
 
     def _average_gradients(self) -> None:
         """Make the gradients the mean of all ranks', by one collective in the order of the parameters.

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from tenfold.augment.stream import ViewStream
 from tenfold.errors import ResumeError
-from tenfold.ranks import all_gather, placed_like, rank, whole
+from tenfold.ranks import all_gather, placed_like, rank, whole, world_size
 from tenfold.training.checkpoint import Checkpoint
 from tenfold.training.objectives import Figures, Objective
 
@@ -50,7 +51,8 @@ class Training:
         for name, stream in self.streams.items():
             tensors |= {f"stream.{name}.{part}": value for part, value in stream.state().items()}
         if self.window:
-            tensors |= {f"window.{key}": torch.stack([seen[key] for seen in self.window]) for key in self.window[0]}
+            for key in self.window[0]:  # each rank has figures of its own
+                tensors[f"window.{key}"] = all_gather(torch.stack([seen[key] for seen in self.window])[None])
         for number, state in enumerate(all_gather(torch.get_rng_state()[None])):
             tensors[f"rng.{number}.cpu"] = state
         if torch.cuda.is_available():
@@ -75,12 +77,12 @@ class Training:
         for name, tensor in part(saved, "optimizer.").items():
             index, _, key = name.partition(".")
             like = tensor.ndim > 0 and tensor.shape == parameters[int(index)].shape
-            state.setdefault(int(index), {})[key] = placed_like(tensor, parameters[int(index)]) if like else tensor
+            state.setdefault(int(index), {})[key] = _laid_like(tensor, parameters[int(index)]) if like else tensor
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         device = parameters[0].device
-        columns = part(saved, "window.")
+        columns = {key: _of_rank(column).to(device) for key, column in part(saved, "window.").items()}
         count = len(next(iter(columns.values()))) if columns else 0
-        self.window = [{key: column[row].to(device) for key, column in columns.items()} for row in range(count)]
+        self.window = [{key: column[row] for key, column in columns.items()} for row in range(count)]
         self.history = list(saved.values["history"])
         own = part(saved, f"rng.{rank()}.")
         if "cpu" in own:  # a rank that was not there then starts anew
@@ -93,6 +95,17 @@ def part(saved: Checkpoint | None, prefix: str) -> dict[str, Tensor]:
     """Return the checkpoint's tensors whose names start with ``prefix``, without it; empty where there is none."""
     tensors = saved.tensors if saved else {}
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _of_rank(column: Tensor) -> Tensor:
+    """Return this rank's row; their mean where there were other ranks, which leaves the mean over ranks as it was."""
+    return column[rank()] if len(column) == world_size() else column.mean(0)
+
+
+def _laid_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """Return ``tensor`` spread over the ranks and laid out in memory as ``model`` is; updates of both are then fast."""
+    placed = placed_like(tensor, model)
+    return placed if isinstance(model, DTensor) else torch.empty_like(model, dtype=tensor.dtype).copy_(placed)
 
 
 def _copied(tensor: Tensor) -> Tensor:

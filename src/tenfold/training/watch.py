@@ -31,8 +31,12 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
 def uniformity(z: Tensor) -> Tensor:
     r"""Return :math:`\log \mathrm{mean}_{i<j} e^{-2\|z_i - z_j\|^2}`: 0 for collapsed rows, lower for spread ones.
 
+    A single row has no pairs: 0.
+
     Source: Wang and Isola 2020, section 4.1 (t = 2).
     """
+    if len(z) < 2:
+        return z.new_zeros(())
     return torch.pdist(z).pow(2).mul(-2).exp().mean().log()
 
 

@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class Way:
         precision: ``float32`` or ``bfloat16``, of the networks' products.
         compiled: whether the trained networks go through torch.compile.
         threads: of torch, in each process.
-        layout: of images and kernels in memory.
+        layout: of images and kernels in memory, as :func:`layout_of` has it.
     """
 
     precision: str
@@ -54,9 +54,25 @@ class Way:
         return asdict(self)
 
 
-def kept_way(record: Mapping[str, Any]) -> Way:
-    """Return the way that a checkpoint recorded, and set its number of threads where that many cores are there."""
+def layout_of(config: TrainConfig) -> str:
+    """Return the layout of images and kernels: channels last, which convolutions want; not where FSDP2 spreads them.
+
+    FSDP2 takes no parameters in another order than their shape's.
+    """
+    return "contiguous_format" if config.sharding == "full" and world_size() > 1 else "channels_last"
+
+
+def kept_way(record: Mapping[str, Any], config: TrainConfig, ranks: int) -> Way:
+    """Return the way that a checkpoint recorded, and set its number of threads where that many cores are there.
+
+    Args:
+        record: what :meth:`Way.record` gave.
+        config: of the training.
+        ranks: how many recorded it; another number of processes has another share of the cores each.
+    """
     way = Way(**record)
+    if ranks != world_size():
+        return replace(way, threads=torch.get_num_threads(), layout=layout_of(config))
     if way.threads <= cores():
         torch.set_num_threads(way.threads)
     return way
@@ -84,7 +100,7 @@ def choose_way(
     compiled = config.compile == "always"
     open_ = config.precision == "auto", config.compile == "auto" and config.sharding == "none"
     if config.deterministic or not any(open_):
-        return Way(precision, compiled, threads)
+        return Way(precision, compiled, threads, layout_of(config))
     batches = {name: batch.split(config.accumulate)[0] for name, batch in batches.items()}
     passes = steps * config.accumulate
     with _left_as_it_was(objective):
@@ -104,7 +120,7 @@ def choose_way(
     if WORTH_A_LOOK < took * passes < math.inf:
         told = f"{precision}{', compiled' if compiled else ''}"
         reporter.note(f"computes in {told}: {clock(took * passes)} for {steps} steps, without data")
-    return Way(precision, compiled, threads)
+    return Way(precision, compiled, threads, layout_of(config))
 
 
 def compile_networks(objective: Objective, *, undo: bool = False) -> None:

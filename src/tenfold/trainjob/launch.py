@@ -6,7 +6,7 @@ A job outlives its launcher: it is deleted only when it has failed and the stage
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tenfold.errors import TrainJobError, redact
@@ -25,6 +25,7 @@ def run_trainjob(
     variables: Mapping[str, str],
     reporter: Reporter,
     *,
+    left: Callable[[], bool] = lambda: True,
     poll_seconds: float = 5.0,
     patience_seconds: float = 900.0,
     margin_seconds: float = 900.0,
@@ -33,7 +34,7 @@ def run_trainjob(
     """Run a stage as a TrainJob: return when it is complete.
 
     The job's name is the stage's with the run's id. One that is there and has not ended is waited for, one that is
-    complete is this call's result, one that failed is deleted and made again.
+    complete is this call's result, one that failed, or whose result is gone, is deleted and made again.
 
     Args:
         spec: where and on how much it runs.
@@ -42,6 +43,7 @@ def run_trainjob(
         command: what each pod executes.
         variables: plain values for the pods' environment; addresses and credentials reach them by reference.
         reporter: told what the job waits for; the first pod's log goes to standard error.
+        left: whether a job that is complete left its result, and it is still there.
         poll_seconds: pause between two looks at the job.
         patience_seconds: how long the API server may be away, and a failed job may take to be gone.
         margin_seconds: how much longer than the deadline to wait: for a job to start, and for a running one to end.
@@ -54,7 +56,7 @@ def run_trainjob(
     """
     cluster = Cluster(spec.namespace, patience_seconds, poll_seconds, reporter.warn)
     wait = _Wait(cluster, spec, job_name(stage, run_id), reporter, poll_seconds)
-    job = wait.obtain(stage, run_id, command, variables, patience_seconds)
+    job = wait.obtain(stage, run_id, command, variables, patience_seconds, left)
     if condition(job, "Complete") is not None:
         reporter.note(f"{wait.called} is complete already")
         return
@@ -94,9 +96,10 @@ class _Wait:
         )
 
     def obtain(
-        self, stage: str, run_id: str, command: Sequence[str], variables: Mapping[str, str], patience: float
-    ) -> dict[str, Any]:
-        """Return the job of this name, made if there is none or if it failed."""
+        self, stage: str, run_id: str, command: Sequence[str], variables: Mapping[str, str], patience: float,
+        left: Callable[[], bool],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return the job of this name, made if there is none, or if it failed or its result is gone."""
         made = False
         end = time.monotonic() + patience
         while True:
@@ -109,11 +112,13 @@ class _Wait:
                 end = time.monotonic() + patience
                 continue
             metadata = job["metadata"]
-            failed = condition(job, "Failed")
-            if "deletionTimestamp" not in metadata and (failed is None or made):
+            failed, complete = condition(job, "Failed"), condition(job, "Complete")
+            spent = failed is not None or (complete is not None and not left())
+            if "deletionTimestamp" not in metadata and (made or not spent):
                 break
             if "deletionTimestamp" not in metadata and self._cluster.delete(self._name, metadata.get("uid")):
-                self._reporter.note(f"{self.called} failed before ({_text(failed)}); it is deleted and made again")
+                why = "is complete, and its result is gone" if failed is None else f"failed before ({_text(failed)})"
+                self._reporter.note(f"{self.called} {why}; it is deleted and made again")
                 continue
             if time.monotonic() > end:
                 raise TrainJobError(
