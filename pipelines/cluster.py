@@ -164,7 +164,11 @@ class Placement:
         kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp", size_limit=pod.disk)  # noqa: S108
         if pod.shm is not None:
             kubernetes.empty_dir_mount(
-                task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=pod.shm  # noqa: S108
+                task,
+                volume_name="shm",
+                mount_path="/dev/shm",
+                medium="Memory",
+                size_limit=pod.shm,  # noqa: S108
             )
 
 

@@ -148,7 +148,7 @@ def test_every_task_runs_as_a_user_without_rights_and_writes_below_tmp_alone(com
 
 
 def test_every_task_has_a_time_limit_and_bounded_tries(compiled: Path, spec: dict[str, Any]) -> None:
-    assert all(executor["activeDeadlineSeconds"] >= 3600 for executor in platform_of(compiled).values())
+    assert all(int(executor["activeDeadlineSeconds"]) >= 3600 for executor in platform_of(compiled).values())
     retried = {
         name: task["retryPolicy"] for graph, _ in dags(spec).values() for name, task in graph.items()
         if task["componentRef"]["name"].removeprefix("comp-") in {*SMALL, "pack", *WITH_GPU}
@@ -193,14 +193,14 @@ def test_settings_of_the_cluster_reach_the_pods(tmp_path: Path) -> None:
         "type": "amd.com/gpu", "count": "8", "resourceType": "amd.com/gpu", "resourceCount": "8"
     }  # fmt: skip
     assert made["pretrain"]["resources"]["cpuRequest"] == 64
-    assert train["activeDeadlineSeconds"] == 43200
+    assert train["activeDeadlineSeconds"] == "43200"
     assert train["tolerations"] == [{"key": "gpus", "operator": "Equal", "value": "only", "effect": "NoSchedule"}]
     assert train["nodeSelector"]["labels"] == {"pool": "gpus", "big": "True"}
     assert train["securityContext"]["runAsUser"] == "1000650000"
     assert "accelerator" not in made["evaluate"]["resources"]
     assert "nodeSelector" not in executors["evaluate"]
     _, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
-    assert platform["platforms"]["kubernetes"]["pipelineConfig"]["ttlSecondsAfterFinished"] == 86400
+    assert platform["platforms"]["kubernetes"]["pipelineConfig"]["resourceTtlOnCompletion"] == 86400
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_with_a_trainjob_the_training_tasks_are_small_cpu_pods_that_know_the_job
         assert TrainJobSpec.parse(variable["value"]) == wanted
         assert container["resources"] == before["promote"]["resources"]
         assert container["command"] == before[name]["command"]
-        assert executor["activeDeadlineSeconds"] == 2 * 36000 + 3600, "as long in a queue as at work"
+        assert int(executor["activeDeadlineSeconds"]) == 2 * 36000 + 3600, "as long in a queue as at work"
         promote = platform_of(path)["promote"]
         assert {**executor, "activeDeadlineSeconds": 0} == {**promote, "activeDeadlineSeconds": 0}
     launched, alone = (next(yaml.safe_load_all(each.read_text())) for each in (path, compiled))
