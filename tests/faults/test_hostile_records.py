@@ -5,6 +5,7 @@ And what two runs of a fingerprint make of the published result, in the same pro
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 import subprocess

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tenfold.environment import Environment, cores
+from tenfold.errors import ConfigError
 
 HERE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

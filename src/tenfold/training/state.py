@@ -144,8 +144,8 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], *, resized: boo
     cure = "start with what was there then, or remove the checkpoint to begin anew"
     if "world_size" in {key.partition(" ")[0] for key in differing}:
         cure += (
-            f" (TENFOLD_PROCESSES={saved.get('world_size')} for the processes); TENFOLD_RESUME_RESIZED=1 allows another "
-            "number of them: the images keep their order, sums do not"
+            f" (TENFOLD_PROCESSES={saved.get('world_size')} for the processes); TENFOLD_RESUME_RESIZED=1 allows "
+            "another number of them: the images keep their order, sums do not"
         )
     raise ResumeError(f"{where} cannot be gone on from: {'; '.join(differing)}. To mend it, {cure}")
 
