@@ -160,7 +160,7 @@ def test_another_run_of_the_same_fingerprint_goes_on_where_the_first_was_stopped
     assert_same((straight, history), (second, fit(second, streams, settings, settings.length(1), CPU, work)))
     assert "goes on from the checkpoint of step 3 of 6" in capfd.readouterr().err
     assert [step for step, _ in seen.points] == [1, 2, 3, 4, 5, 6], (
-        "the first run's points are in this one's curves too"
+        "the first run's points are in it too"
     )
 
 
