@@ -159,9 +159,7 @@ def test_another_run_of_the_same_fingerprint_goes_on_where_the_first_was_stopped
     work = replace(make_work(run_id="second"), tracker=seen)
     assert_same((straight, history), (second, fit(second, streams, settings, settings.length(1), CPU, work)))
     assert "goes on from the checkpoint of step 3 of 6" in capfd.readouterr().err
-    assert [step for step, _ in seen.points] == [1, 2, 3, 4, 5, 6], (
-        "the first run's points are in it too"
-    )
+    assert [step for step, _ in seen.points] == [1, 2, 3, 4, 5, 6], "the first run's points are in it too"
 
 
 def test_a_finished_training_is_not_trained_again(make_work: MakeWork, reader: SplitReader) -> None:
