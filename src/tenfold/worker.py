@@ -182,6 +182,8 @@ def _work(request: Request, place: str, store: Store, environment: Environment) 
     except Exception as error:
         status = error.exit_code if isinstance(error, TenfoldError) else 1
         _tell_launcher(error)
+        if request.afar:  # a pod's log is read by people
+            print(f"{request.task}: {redact(str(error))}", file=sys.stderr)
         if not isinstance(error, TenfoldError):
             traceback.print_exc()
         elif status != AGAIN:
