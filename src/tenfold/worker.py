@@ -182,11 +182,11 @@ def _work(request: Request, place: str, store: Store, environment: Environment) 
     except Exception as error:
         status = error.exit_code if isinstance(error, TenfoldError) else 1
         _tell_launcher(error)
-        if request.afar:  # a pod's log is read by people
-            print(f"{request.task}: {redact(str(error))}", file=sys.stderr)
         if not isinstance(error, TenfoldError):
             traceback.print_exc()
-        elif status != AGAIN:
+        elif request.afar:  # a pod's log is read by people; here the launcher tells it
+            print(f"{request.task}: {redact(str(error))}", file=sys.stderr)
+        if isinstance(error, TenfoldError) and status != AGAIN:
             with contextlib.suppress(StorageError):
                 _fail(store, place, str(error))
                 status = _failed(request)
