@@ -232,7 +232,7 @@ def test_a_disk_that_fills_up_stops_the_training_and_the_same_goes_on_with_room(
 
 
 def test_what_is_done_to_its_end_is_taken_by_another_number_of_processes_which_keeps_a_copy(
-    reader: SplitReader, make_work: MakeWork, monkeypatch: pytest.MonkeyPatch
+    reader: SplitReader, make_work: MakeWork, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     done = train(reader, make_work())
     record = replace(make_work(run_id="other"), tracker=(points := Points()))
@@ -243,7 +243,9 @@ def test_what_is_done_to_its_end_is_taken_by_another_number_of_processes_which_k
     store = record.store
     for entry in list(store.list(make_work().own)):  # the first run and its reader are over
         store.delete(entry.key)
+    capfd.readouterr()
     assert_same(done, train(reader, make_work(run_id="third")))
+    assert f"goes on from the checkpoint of step {STEPS} of {STEPS}" in capfd.readouterr().err
 
 
 class Points(NoTracker):
