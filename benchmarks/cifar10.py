@@ -66,7 +66,8 @@ class Grid:
         if not (self.images / "test").is_dir():
             aside = self.home / "images.part"
             with tarfile.open(archive) as tar:
-                tar.extractall(aside, filter="data")
+                tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has no filters
+                tar.extractall(aside)
             aside.rename(self.images)
 
     def held(self, name: str) -> bool:

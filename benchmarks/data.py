@@ -44,7 +44,8 @@ def unpack(archive: Path, folder: Path, limit: int | None = None) -> Path:
         aside = folder.with_suffix(".part")
         with tarfile.open(archive) as tar:
             members = [member for member in tar if member.isfile() and "test/" not in member.name]
-            tar.extractall(aside, members=members[:limit], filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has no filters
+            tar.extractall(aside, members=members[:limit])
         aside.rename(folder)
     return folder
 

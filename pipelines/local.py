@@ -59,6 +59,7 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(home / "kfp"),
         workspace_root=str(temporary / "workspace"), raise_on_error=True, enable_caching=cache,
     )  # fmt: skip
+    closed = True
     try:
         with _inherited(environment, temporary), (folder / "pipeline.log").open("a", buffering=1) as log:
             pipeline = build(local_images())
@@ -66,11 +67,13 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
                 pipeline(**arguments)
         _send_waiting(environment)
     except BaseException as error:
+        closed = False
         end_children()
-        if isinstance(error, Exception):
-            _send_waiting(environment)
         with contextlib.suppress(TenfoldError):  # the stage's own error is the one to tell
             close_runs(environment, "FAILED" if isinstance(error, Exception) else "KILLED")
+            closed = True
+        if isinstance(error, Exception):
+            _send_waiting(environment)
         if isinstance(error, RuntimeError):
             told = failure(folder / "events.jsonl") or f"{error}; see {folder / 'pipeline.log'}"
             raise PipelineError(told) from None
@@ -78,7 +81,8 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
     finally:
         end_children()
         shutil.rmtree(temporary, ignore_errors=True)
-        (folder / _OWNER).unlink(missing_ok=True)
+        if closed:  # else the next run closes it
+            (folder / _OWNER).unlink(missing_ok=True)
 
 
 def _send_waiting(environment: Environment) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from chain import HEAD, TINY, Made
 from safetensors.torch import load_file
@@ -129,11 +131,18 @@ class Task:
         raise TimeoutError(f"no checkpoint of step {step}")
 
     def kill_at(self, step: int, run_id: str = "run", **variables: str) -> int:
-        """Start the task, kill its process group without notice after ``step`` steps or more; return how many."""
+        """Start the task, kill all of its processes without notice after ``step`` steps or more; return how many.
+
+        Ranks have groups of their own, and would follow their launcher half a second later, a few steps on.
+        """
         process = self.start(run_id, **variables)
         done = self.checkpoint(process, step)
+        ranks = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()  # until the ranks are gone too: they have groups of their own, and follow their launcher
+        for each in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.communicate()
         return done
 
     def result(self, run_id: str = "run") -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:

@@ -8,6 +8,7 @@ carries these; locally they are inherited from the command line's process.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import uuid
 from dataclasses import dataclass
@@ -85,14 +86,14 @@ class Environment:
             tracking_patience=_number("TENFOLD_TRACKING_PATIENCE", 120.0),
             run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
             device=_device(get("TENFOLD_DEVICE") or "auto"),
-            threads=max(1, int(_number("TENFOLD_THREADS", cores()))),
-            gpus=int(_number("TENFOLD_GPUS", 0)) or None,
-            processes=int(_number("TENFOLD_PROCESSES", 0)) or None,
+            threads=_count("TENFOLD_THREADS", cores(), least=1),
+            gpus=_count("TENFOLD_GPUS", 0) or None,
+            processes=_count("TENFOLD_PROCESSES", 0) or None,
             resume_resized=bool(_number("TENFOLD_RESUME_RESIZED", 0)),
             checkpoint_seconds=_number("TENFOLD_CHECKPOINT_SECONDS", 60.0),
-            cache_bytes=int(_number("TENFOLD_CACHE_BYTES", 100e9)),
+            cache_bytes=_count("TENFOLD_CACHE_BYTES", 100_000_000_000),
             events=Path(events) if events else None,
-            owner=int(_number("TENFOLD_OWNER_PID", 0)) or None,
+            owner=_count("TENFOLD_OWNER_PID", 0) or None,
             trainjob=get("TENFOLD_TRAINJOB") or None,
         )
 
@@ -108,12 +109,22 @@ def allocator() -> dict[str, str]:
     return {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())}
 
 
-def _number(name: str, default: float) -> float:
+def _number(name: str, default: float, least: float = 0.0) -> float:
     text = os.environ.get(name)
     try:
-        return float(text) if text else default
+        value = float(text) if text else default
     except ValueError:
         raise ConfigError(f"{name} is '{text}', which is no number") from None
+    if not least <= value < math.inf:
+        raise ConfigError(f"{name} is '{text}'; it must be a number from {least:g} on")
+    return value
+
+
+def _count(name: str, default: int, least: int = 0) -> int:
+    value = _number(name, default, least)
+    if value != int(value):
+        raise ConfigError(f"{name} is '{os.environ[name]}'; it must be a whole number")
+    return int(value)
 
 
 def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from tenfold.environment import Environment, allocator
 from tenfold.errors import InterruptedTrainingError, LaunchError, StorageError, TrainJobError
 from tenfold.trainjob import TrainJobSpec, run_trainjob
 from tenfold.work import Work
-from tenfold.worker import FAILURE, REQUEST, RESULT, Request, fetch_folder, send_folder
+from tenfold.worker import FAILURE, REASON, REQUEST, RESULT, Request, fetch_folder, send_folder
 
 #: How often torchrun starts the ranks again after one died.
 RESTARTS = 3
@@ -95,15 +96,22 @@ def _torchrun(key: str, work: Work, place: str) -> None:
         "TENFOLD_OWNER_PID": str(os.getpid()), "TENFOLD_THREADS": threads, "OMP_NUM_THREADS": threads,
     }  # fmt: skip
     work.reporter.note(f"trains with {count} processes")
-    process = subprocess.Popen(command, env=variables)
-    with _passed_on(process) as told:
-        status = _ended(process, work, place)
+    with tempfile.TemporaryDirectory() as folder:
+        reason = Path(folder) / "reason.json"
+        process = subprocess.Popen(command, env={**variables, REASON: str(reason)})
+        with _passed_on(process) as told:
+            status = _ended(process, work, place)
+        last: dict[str, Any] | None = None
+        with suppress(OSError, ValueError):  # there is none, or its writer was killed
+            last = json.loads(reason.read_text())
     if work.store.exists(place + FAILURE):
         raise LaunchError(_failure(work, place))
     if status == 0:
         return
     if told.is_set():
         raise InterruptedTrainingError("told to end; a checkpoint holds what was done, and the same again goes on")
+    if last is not None:
+        raise LaunchError(last["message"], again=last["again"])
     raise LaunchError(
         f"the {count} processes of {work.stage} ended with status {status}, {RESTARTS} new starts included; "
         "their log tells why, and the same again goes on from the last checkpoint",

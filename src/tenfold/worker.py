@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import shutil
 import sys
@@ -40,6 +41,8 @@ from tenfold.tracking import NoTracker, QueuedTracker
 from tenfold.work import Work
 
 REQUEST, RESULT, FAILURE = "request.json", "result.json", "failure.json"
+#: Variable that names a local file for the reason of a rank that ended.
+REASON = "TENFOLD_REASON"
 
 
 class Request(BaseModel):
@@ -137,6 +140,20 @@ def _fail(store: Store, place: str, message: str) -> None:
     store.write(place + FAILURE, canonical_json({"message": redact(message)}).encode())
 
 
+def _tell_launcher(error: Exception) -> None:
+    """Leave the first rank's reason where the launcher on the same machine finds it, whatever the store does.
+
+    A rank that lost another one says nothing: its error is that one's.
+    """
+    place = os.environ.get(REASON)
+    if place is None or "gloo" in str(error) or type(error).__name__.startswith("Dist"):
+        return
+    defect = "" if isinstance(error, TenfoldError) else f"defect: {type(error).__name__}: "
+    status = error.exit_code if isinstance(error, TenfoldError) else 1
+    with contextlib.suppress(OSError), Path(place).open("x") as file:
+        json.dump({"message": redact(f"{defect}{error}"), "again": status == AGAIN}, file)
+
+
 def _failed(request: Request) -> int:
     """Return the status of a rank that left its failure.
 
@@ -164,14 +181,15 @@ def _work(request: Request, place: str, store: Store, environment: Environment) 
                 store.write(place + RESULT, canonical_json({"result": result, "seconds": seconds}).encode())
     except Exception as error:
         status = error.exit_code if isinstance(error, TenfoldError) else 1
+        _tell_launcher(error)
         if not isinstance(error, TenfoldError):
             traceback.print_exc()
-        elif status != AGAIN:
+        elif request.afar:  # a pod's log is read by people; here the launcher tells it
+            print(f"{request.task}: {redact(str(error))}", file=sys.stderr)
+        if isinstance(error, TenfoldError) and status != AGAIN:
             with contextlib.suppress(StorageError):
                 _fail(store, place, str(error))
                 status = _failed(request)
-        else:
-            reporter.warn(str(error))
         if queue is not None:
             queue.hand_over("KILLED" if isinstance(error, InterruptedTrainingError) else "FAILED")
         sys.stderr.flush()

@@ -191,13 +191,21 @@ components.load_component_from_file(str(path))(preset="", overrides=Path({str(ru
 def _start(runs: Runs, run_id: str, *sets: str) -> subprocess.Popen[bytes]:
     command = [TENFOLD, "run", "--config", str(runs.config), *sets]
     environment = {**runs.environment, "TENFOLD_RUN_ID": run_id, "TENFOLD_CHECKPOINT_SECONDS": "0"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with _output(runs, run_id).open("wb") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+
+
+def _output(runs: Runs, run_id: str) -> Path:
+    return runs.home.parent / f"{run_id}.log"
 
 
 def _wait_for_checkpoint(runs: Runs, run_id: str, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + 120
     while time.monotonic() < end:
-        assert process.poll() is None, "the run ended before it was killed"
+        if process.poll() is not None:
+            logs = (_output(runs, run_id), runs.home / "runs" / run_id / "pipeline.log")
+            told = "\n".join(path.read_text()[-6000:] for path in logs if path.exists())
+            pytest.fail(f"the run ended with status {process.returncode} before it was killed:\n{told}")
         if list((runs.home / "store" / "work").glob(f"*/{run_id}/checkpoints/*/complete.json")):
             return
         time.sleep(0.05)

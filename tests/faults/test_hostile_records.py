@@ -5,6 +5,7 @@ And what two runs of a fingerprint make of the published result, in the same pro
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 import subprocess
@@ -17,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from tenfold import execution, launch
-from tenfold.errors import LaunchError, TrainJobError
+from tenfold import execution, launch, worker
+from tenfold.errors import LaunchError, StorageError, TrainJobError
 from tenfold.execution import _clean
 from tenfold.storage import FileStore
 from tenfold.training.checkpoint import Checkpoint, Checkpoints
@@ -116,6 +117,20 @@ def test_a_hostile_request_ends_a_rank_with_one_reason(make_work: MakeWork, tmp_
     assert "Traceback" not in done.stderr
     assert b"request.json is no request that this version can read" in work.store.read(place + FAILURE)
     assert not (tmp_path / "canary").exists()
+
+
+def test_the_first_rank_to_fail_tells_the_launcher_and_those_that_lost_it_say_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(worker.REASON, str(tmp_path / "reason.json"))
+    worker._tell_launcher(RuntimeError("[gloo/pair.cc:5] Connection closed by peer"))
+    assert not (tmp_path / "reason.json").exists()
+    worker._tell_launcher(ValueError("boom"))
+    worker._tell_launcher(StorageError("the server cannot be reached", again=True))
+    assert json.loads((tmp_path / "reason.json").read_text()) == {"message": "defect: ValueError: boom", "again": False}
+    (tmp_path / "reason.json").unlink()
+    worker._tell_launcher(StorageError("the server cannot be reached", again=True))
+    assert json.loads((tmp_path / "reason.json").read_text())["again"] is True
 
 
 def test_ranks_that_wait_for_one_that_failed_are_ended(make_work: MakeWork, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from tenfold.models.heads import Classifier
 from tenfold.models.resnet import ResNet
 from tenfold.storage import FileStore
 from tenfold.storage.store import Content
+from tenfold.tracking import NoTracker
 from tenfold.training import way
 from tenfold.training.loop import fit
 from tenfold.training.objectives import Objective, SelfTraining, Supervised
@@ -230,6 +231,33 @@ def test_a_disk_that_fills_up_stops_the_training_and_the_same_goes_on_with_room(
     assert_same(straight, train(reader, make_work(store=store)))
 
 
+def test_what_is_done_to_its_end_is_taken_by_another_number_of_processes_which_keeps_a_copy(
+    reader: SplitReader, make_work: MakeWork, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = train(reader, make_work())
+    record = replace(make_work(run_id="other"), tracker=(points := Points()))
+    monkeypatch.setattr(way, "world_size", lambda: 2)
+    taken = train(reader, record)
+    assert_same(done, taken)
+    assert [step for step, _ in points.seen] == list(range(1, STEPS + 1)), "the curves are whole in the new run too"
+    store = record.store
+    for entry in list(store.list(make_work().own)):  # the first run and its reader are over
+        store.delete(entry.key)
+    capfd.readouterr()
+    assert_same(done, train(reader, make_work(run_id="third")))
+    assert f"goes on from the checkpoint of step {STEPS} of {STEPS}" in capfd.readouterr().err
+
+
+class Points(NoTracker):
+    """Remembers the points of the curves."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        self.seen.append((step, dict(metrics)))
+
+
 # --- F18: nothing that the teacher is sure of ------------------------------------------------------------
 
 
@@ -263,7 +291,7 @@ def test_without_any_pseudo_label_the_loss_is_finite_and_one_warning_comes(
     _, history = self_train(digits, reader, make_work(), patience=200, steps=4)
     assert [point["confident_share"] for point in history] == [0.0] * 4
     assert all(point["loss"] == point["supervised_loss"] > 0 for point in history)
-    assert capfd.readouterr().err.count("no pseudo-label reaches the threshold 0.9999") == 1
+    assert capfd.readouterr().err.count("no pseudo-label reached the threshold 0.9999") == 1
 
 
 def test_without_any_pseudo_label_for_the_patience_self_training_stops_and_counts_across_a_restart(

@@ -31,7 +31,8 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def folder(name: str, far: Path, unpacked: dict[str, Path]) -> Path:
     if not list(unpacked[name].rglob("*.index")):
         with tarfile.open(next((far / "ckpt").glob(f"{name}.tar.*"))) as archive:
-            archive.extractall(unpacked[name], filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has no filters
+            archive.extractall(unpacked[name])
     return next(unpacked[name].rglob("*.index")).parent
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tenfold.environment import Environment, cores
+from tenfold.errors import ConfigError
 
 HERE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -38,3 +39,24 @@ def test_a_process_trains_by_itself_unless_the_environment_describes_a_trainjob(
     assert Environment.read().trainjob is None
     monkeypatch.setenv("TENFOLD_TRAINJOB", '{"image": "i"}')
     assert Environment.read().trainjob == '{"image": "i"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("TENFOLD_PROCESSES", "nan", "a number from 0 on"),
+        ("TENFOLD_PROCESSES", "-1", "a number from 0 on"),
+        ("TENFOLD_PROCESSES", "0.5", "a whole number"),
+        ("TENFOLD_THREADS", "inf", "a number from 1 on"),
+        ("TENFOLD_THREADS", "0", "a number from 1 on"),
+        ("TENFOLD_CHECKPOINT_SECONDS", "-5", "a number from 0 on"),
+        ("TENFOLD_OWNER_PID", "-3", "a number from 0 on"),
+        ("TENFOLD_CACHE_BYTES", "100GB", "no number"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_by_name(
+    name: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name} is '{value}'.*{told}"):
+        Environment.read()

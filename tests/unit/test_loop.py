@@ -141,7 +141,7 @@ def test_a_training_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(
 
 
 def test_another_run_of_the_same_fingerprint_goes_on_where_the_first_was_stopped(
-    make_work: MakeWork, reader: SplitReader
+    make_work: MakeWork, reader: SplitReader, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings, streams = config(6), {"labelled": opener(reader, "torchvision", view=PLAIN)}
     straight = make_supervised(reader)
@@ -158,7 +158,8 @@ def test_another_run_of_the_same_fingerprint_goes_on_where_the_first_was_stopped
     second, seen = make_supervised(reader), Recorder()
     work = replace(make_work(run_id="second"), tracker=seen)
     assert_same((straight, history), (second, fit(second, streams, settings, settings.length(1), CPU, work)))
-    assert [step for step, _ in seen.points] == [4, 5, 6], "it did not start again"
+    assert "goes on from the checkpoint of step 3 of 6" in capfd.readouterr().err
+    assert [step for step, _ in seen.points] == [1, 2, 3, 4, 5, 6], "the first run's points are in it too"
 
 
 def test_a_finished_training_is_not_trained_again(make_work: MakeWork, reader: SplitReader) -> None:

@@ -82,6 +82,9 @@ class Display:
             self._log(f"{stage}: done in {clock(event['seconds'])}")
         elif kind == "failed":
             state["status"] = "failed"
+            told = f"{stage}: failed: {event['message']}"
+            self._notes.append(Text(told, style="red"))
+            self._log(told)
         elif kind in {"note", "warning"}:
             text = f"{stage}: {'warning: ' if kind == 'warning' else ''}{event['text']}"
             self._notes.append(Text(text, style="yellow" if kind == "warning" else "dim"))

@@ -69,6 +69,12 @@ class TrainConfig(Section):
             raise ValueError("sharding is full, so compile cannot be always")
         return self
 
+    @model_validator(mode="after")
+    def _whole_parts(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size is {self.batch_size}, which accumulate={self.accumulate} cannot cut evenly")
+        return self
+
     def cut(self, images: int, processes: int = 1) -> Self:
         """Return the same with a batch no larger than ``images``, so that no batch holds an image twice.
 

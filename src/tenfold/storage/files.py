@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import filecmp
 import os
 import tempfile
@@ -17,6 +18,9 @@ _CHUNK = 1 << 20
 #: Of what is written: a temporary file is its owner's alone, and a shared store has other readers.
 _MODE = 0o644
 _ASIDE = ".writing-"
+
+#: What a folder on a network gives while its server is away.
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 
 
 class FileStore:
@@ -40,7 +44,7 @@ class FileStore:
         except FileNotFoundError as error:
             raise StorageError(f"{self.uri}/{key} is not there") from error
         except OSError as error:
-            raise StorageError(f"{self.uri}/{key}: {error.strerror or error}") from error
+            raise StorageError(f"{self.uri}/{key}: {error.strerror or error}", again=error.errno in _PASSING) from error
 
     def read(self, key: str, span: Span | None = None) -> bytes:
         """See :class:`Store`."""

@@ -21,7 +21,7 @@ from tenfold.ranks import any_of, from_first, mean, rank, world_size
 from tenfold.training.checkpoint import Checkpoint, Checkpoints
 from tenfold.training.objectives import Objective
 from tenfold.training.replica import Replica
-from tenfold.training.state import History, Training, check_same, part
+from tenfold.training.state import History, Training, check_same, part, repeat_curves
 from tenfold.training.way import choose_way, determinism, kept_way, surroundings
 from tenfold.work import Work
 
@@ -61,7 +61,7 @@ def fit(
         _told_to_end() as told,
     ):
         now = surroundings(config, list(classes), device)
-        saved = _found(checkpoints, now, work)
+        saved = _found(checkpoints, now, length.steps, work)
         replica = Replica(objective, config, device)
         optimizer = build_optimizer(config.optimizer, objective.trained(), config.batch_size)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -72,6 +72,8 @@ def fit(
         if saved:
             work.reporter.note(f"goes on from the checkpoint of step {start} of {steps}")
             training.restore(saved)
+            if not saved.folder.startswith(work.own):
+                repeat_curves(saved, work.tracker)
             work.spent.append(float(saved.values["spent"]))
             way = kept_way(saved.values["way"], config, saved.values["surroundings"]["world_size"])
         else:
@@ -102,18 +104,20 @@ def fit(
                 raise InterruptedTrainingError(
                     f"told to end after step {step + 1} of {steps}, which a checkpoint holds; the same again goes on"
                 )
+        if start == steps and saved and not saved.folder.startswith(work.own):  # another run may remove its own
+            checkpoints.save(saved)
         _publish(checkpoints, training, steps, work)
     objective.eval()
     return training.history
 
 
-def _found(checkpoints: Checkpoints, now: Mapping[str, Any], work: Work) -> Checkpoint | None:
-    """Return what to go on from, the same on all ranks."""
+def _found(checkpoints: Checkpoints, now: Mapping[str, Any], steps: int, work: Work) -> Checkpoint | None:
+    """Return what to go on from, the same on all ranks; what is done to its end may have been done anywhere."""
     saved = checkpoints.latest()
     folder = saved.folder if saved else ""
     if any_of(folder != from_first(folder))[0]:  # another run's came or went between two ranks' looks
         raise InterruptedTrainingError("the ranks found different checkpoints; the same again goes on")
-    if saved:
+    if saved and saved.step < steps:
         where = f"the checkpoint of step {saved.step} below {work.store.uri}/{work.shared}"
         check_same(saved.values["surroundings"], now, resized=work.environment.resume_resized, where=where)
     return saved

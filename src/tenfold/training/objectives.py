@@ -297,9 +297,12 @@ class SelfTraining(_Averaged):
 
     def concern(self, figures: Mapping[str, float], step: int, steps: int) -> str | None:
         """See :class:`Objective`; tells when no pseudo-label counts."""
-        if figures["confident_share"] > 0:
+        if int(self.dry) < max(1, min(self.patience, steps) // 4):
             return None
-        return f"no pseudo-label reaches the threshold {self.threshold}; the labelled images alone train the student"
+        return (
+            f"no pseudo-label reached the threshold {self.threshold} in the last {int(self.dry)} steps; "
+            "the labelled images alone train the student"
+        )
 
 
 class Distillation(_Averaged):

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from tenfold.augment.stream import ViewStream
 from tenfold.errors import ResumeError
 from tenfold.ranks import all_gather, placed_like, rank, whole, world_size
+from tenfold.tracking import Tracker
 from tenfold.training.checkpoint import Checkpoint
 from tenfold.training.objectives import Figures, Objective
 
@@ -91,6 +92,12 @@ class Training:
             torch.cuda.set_rng_state(own["cuda"])
 
 
+def repeat_curves(saved: Checkpoint, tracker: Tracker) -> None:
+    """Record the points of the curves that another run made, so that this run's are whole."""
+    for point in saved.values["history"]:
+        tracker.metrics({key: value for key, value in point.items() if key != "step"}, int(point["step"]))
+
+
 def part(saved: Checkpoint | None, prefix: str) -> dict[str, Tensor]:
     """Return the checkpoint's tensors whose names start with ``prefix``, without it; empty where there is none."""
     tensors = saved.tensors if saved else {}
@@ -136,7 +143,10 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], *, resized: boo
         return
     cure = "start with what was there then, or remove the checkpoint to begin anew"
     if "world_size" in {key.partition(" ")[0] for key in differing}:
-        cure += "; TENFOLD_RESUME_RESIZED=1 allows another world_size: the images keep their order, sums do not"
+        cure += (
+            f" (TENFOLD_PROCESSES={saved.get('world_size')} for the processes); TENFOLD_RESUME_RESIZED=1 allows "
+            "another number of them: the images keep their order, sums do not"
+        )
     raise ResumeError(f"{where} cannot be gone on from: {'; '.join(differing)}. To mend it, {cure}")
 
 
