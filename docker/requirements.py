@@ -7,7 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
-#: torch, and what needs it or serves the networks alone: none of it is needed where nothing is computed on images' views.
+#: torch, and what needs it or serves the networks alone: not needed where nothing is computed on images' views.
 TORCH = {"torch", "torchvision", "torchmetrics", "timm", "nvidia-dali-cuda130", "numba"}
 
 

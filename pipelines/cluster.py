@@ -163,13 +163,8 @@ class Placement:
         kubernetes.set_security_context(task, run_as_user=user, run_as_group=user, run_as_non_root=True)
         kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp", size_limit=pod.disk)  # noqa: S108
         if pod.shm is not None:
-            kubernetes.empty_dir_mount(
-                task,
-                volume_name="shm",
-                mount_path="/dev/shm",
-                medium="Memory",
-                size_limit=pod.shm,  # noqa: S108
-            )
+            memory = {"medium": "Memory", "size_limit": pod.shm}
+            kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", **memory)  # noqa: S108
 
 
 def launcher(pod: Pod, trainjob: TrainJobSpec) -> Pod:

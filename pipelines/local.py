@@ -142,12 +142,13 @@ def _inherited(environment: Environment, temporary: Path) -> Iterator[None]:
 
 
 def failure(events: Path) -> str | None:
-    """Return the message of the last stage that failed; None if none did."""
+    """Return the message of the last stage that failed, the exit task's only if no other did; None if none did."""
     if not events.is_file():
         return None
     found = [json.loads(line) for line in events.read_text().splitlines()]
     failed = [event for event in found if event["kind"] == "failed"]
-    return f"{failed[-1]['stage']}: {failed[-1]['message']}" if failed else None
+    last = next((event for event in reversed(failed) if event["stage"] != "finish"), failed[-1] if failed else None)
+    return f"{last['stage']}: {last['message']}" if last else None
 
 
 def end_children() -> None:

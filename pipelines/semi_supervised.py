@@ -15,6 +15,7 @@ from tenfold.components.distill.component import component as distill_component
 from tenfold.components.evaluate.component import component as evaluate_component
 from tenfold.components.finetune.component import baseline_component
 from tenfold.components.finetune.component import component as finetune_component
+from tenfold.components.finish.component import component as finish_component
 from tenfold.components.preflight.component import component as preflight_component
 from tenfold.components.pretrain.component import component as pretrain_component
 from tenfold.components.promote.component import component as promote_component
@@ -25,7 +26,7 @@ from tenfold.pipelines.cluster import ClusterSettings, Placement, launcher
 from tenfold.trainjob import TrainJobSpec
 
 #: Tasks whose result depends on the outside world, so that a cached one could be stale.
-UNCACHED = ("preflight", "sharding", "list-images", "pack", "shard", "promote")
+UNCACHED = ("preflight", "sharding", "list-images", "pack", "shard", "promote", "finish")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
     self_train, pseudo_label = trained(self_train_component), place(pseudo_label_component(images.gpu), infer)
     distill, evaluate = trained(distill_component), place(evaluate_component(images.gpu), infer)
     promote = place(promote_component(images.cpu), control)
+    finish = place(finish_component(images.cpu), control, trainjob)  # which is to reap
 
     @dsl.pipeline(
         name="tenfold-semi-supervised",
@@ -120,58 +122,59 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
             name: Name of the run in MLflow and in the report.
             overrides: YAML mapping for everything else, for example pretrain.batch_size as a nested key.
         """
-        ready = preflight(
-            preset=preset, overrides=overrides, name=name, source=source, annotations=annotations,
-            labels_per_class=labels_per_class, labels_fraction=labels_fraction, labels_file=labels_file,
-            test_fraction=test_fraction, seed=seed, image_size=image_size, teacher_depth=teacher_depth,
-            teacher_width=teacher_width, pretrain_epochs=pretrain_epochs, temperature=temperature,
-            finetune_steps=finetune_steps, self_train=self_train_on, threshold=threshold,
-            student_depth=student_depth, student_width=student_width, distill_epochs=distill_epochs,
-            distill_temperature=distill_temperature, alpha=alpha, model_name=model_name, min_gain=min_gain,
-        ).set_caching_options(False)  # fmt: skip
-        config = ready.outputs
-        data = sharding(config=config["shard"], watched=config["watched"]).set_caching_options(False).outputs
-        dataset = data["dataset"]
-        views = augment(config=config["augment"], dataset=dataset).outputs
-        alone = baseline(
-            config=config["baseline"],
-            dataset=dataset,
-            views=views["baseline"],
-            evaluation=views["evaluation"],
-        )
-        encoder = pretrain(
-            config=config["pretrain"],
-            dataset=data["unlabelled"],
-            watched=data["watched"],
-            views=views["contrastive"],
-            evaluation=views["evaluation"],
-        ).outputs["encoder"]
-        tuned = finetune(
-            config=config["finetune"], dataset=dataset, views=views["finetune"], evaluation=views["evaluation"],
-            encoder=encoder,
-        ).outputs["classifier"]  # fmt: skip
-        teacher = self_train(
-            config=config["self_train"],
-            dataset=dataset,
-            weak=views["weak"],
-            strong=views["strong"],
-            teacher=tuned,
-        ).outputs["better"]
-        soft_labels = pseudo_label(
-            config=config["pseudo_label"], dataset=dataset, weak=views["weak"], evaluation=views["evaluation"],
-            teacher=teacher, finetuned=tuned, encoder=encoder,
-        ).outputs["soft_labels"]  # fmt: skip
-        student = distill(
-            config=config["distill"], dataset=dataset, views=views["distill"], evaluation=views["evaluation"],
-            soft_labels=soft_labels, teacher=teacher, finetuned=tuned,
-        ).outputs["student"]  # fmt: skip
-        measured = evaluate(
-            config=config["evaluate"], dataset=dataset, evaluation_view=views["evaluation"], views=views["views"],
-            encoder=encoder, baseline=alone.outputs["classifier"], finetuned=tuned, teacher=teacher,
-            soft_labels=soft_labels, student=student,
-        )  # fmt: skip
-        promote(
-            config=config["promote"], student=student, evaluation=measured.outputs["evaluation"]
-        ).set_caching_options(False)
+        with dsl.ExitHandler(finish().set_caching_options(False), name="run"):
+            ready = preflight(
+                preset=preset, overrides=overrides, name=name, source=source, annotations=annotations,
+                labels_per_class=labels_per_class, labels_fraction=labels_fraction, labels_file=labels_file,
+                test_fraction=test_fraction, seed=seed, image_size=image_size, teacher_depth=teacher_depth,
+                teacher_width=teacher_width, pretrain_epochs=pretrain_epochs, temperature=temperature,
+                finetune_steps=finetune_steps, self_train=self_train_on, threshold=threshold,
+                student_depth=student_depth, student_width=student_width, distill_epochs=distill_epochs,
+                distill_temperature=distill_temperature, alpha=alpha, model_name=model_name, min_gain=min_gain,
+            ).set_caching_options(False)  # fmt: skip
+            config = ready.outputs
+            data = sharding(config=config["shard"], watched=config["watched"]).set_caching_options(False).outputs
+            dataset = data["dataset"]
+            views = augment(config=config["augment"], dataset=dataset).outputs
+            alone = baseline(
+                config=config["baseline"],
+                dataset=dataset,
+                views=views["baseline"],
+                evaluation=views["evaluation"],
+            )
+            encoder = pretrain(
+                config=config["pretrain"],
+                dataset=data["unlabelled"],
+                watched=data["watched"],
+                views=views["contrastive"],
+                evaluation=views["evaluation"],
+            ).outputs["encoder"]
+            tuned = finetune(
+                config=config["finetune"], dataset=dataset, views=views["finetune"], evaluation=views["evaluation"],
+                encoder=encoder,
+            ).outputs["classifier"]  # fmt: skip
+            teacher = self_train(
+                config=config["self_train"],
+                dataset=dataset,
+                weak=views["weak"],
+                strong=views["strong"],
+                teacher=tuned,
+            ).outputs["better"]
+            soft_labels = pseudo_label(
+                config=config["pseudo_label"], dataset=dataset, weak=views["weak"], evaluation=views["evaluation"],
+                teacher=teacher, finetuned=tuned, encoder=encoder,
+            ).outputs["soft_labels"]  # fmt: skip
+            student = distill(
+                config=config["distill"], dataset=dataset, views=views["distill"], evaluation=views["evaluation"],
+                soft_labels=soft_labels, teacher=teacher, finetuned=tuned,
+            ).outputs["student"]  # fmt: skip
+            measured = evaluate(
+                config=config["evaluate"], dataset=dataset, evaluation_view=views["evaluation"], views=views["views"],
+                encoder=encoder, baseline=alone.outputs["classifier"], finetuned=tuned, teacher=teacher,
+                soft_labels=soft_labels, student=student,
+            )  # fmt: skip
+            promote(
+                config=config["promote"], student=student, evaluation=measured.outputs["evaluation"]
+            ).set_caching_options(False)
 
     return semi_supervised

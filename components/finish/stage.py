@@ -36,8 +36,8 @@ def run(succeeded: bool, report: Path, environment: Environment, reporter: Repor
         report.write_bytes(_page(succeeded, environment))
     except TenfoldError as error:
         troubles.append(error)
-    for error in troubles[1:]:
-        reporter.warn(str(error))
+    for trouble in troubles[1:]:
+        reporter.warn(str(trouble))
     if troubles:
         raise troubles[0]
 

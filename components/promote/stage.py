@@ -62,7 +62,7 @@ class Verdict:
 
 
 def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> Verdict:
-    """Register the student once, decide, set the alias, and finish the pipeline's report and parent run."""
+    """Register the student once, decide, set the alias, and write the pipeline's report."""
     evaluation = json.loads((inputs.evaluation / "evaluation.json").read_text())
     predictions = json.loads((inputs.evaluation / "predictions.json").read_text())
     weights = hashlib.sha256((inputs.student / "model.safetensors").read_bytes()).hexdigest()
@@ -140,7 +140,7 @@ def _record(verdict: Verdict, evaluation: dict[str, Any], inputs: Inputs, output
     work.store.write(f"runs/{run_id}/report.html", page.encode())
     work.store.write(f"runs/{run_id}/result.json", canonical_json(result).encode())
     work.tracker.artifact(outputs.report)
-    _finish_parent(verdict, evaluation, inputs, outputs.report, work.environment)
+    _tell_parent(verdict, evaluation, inputs, outputs.report, work.environment)
 
 
 def _brief(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _brief(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {**{key: evaluation[key] for key in kept}, "rungs": rungs}
 
 
-def _finish_parent(
+def _tell_parent(
     verdict: Verdict, evaluation: dict[str, Any], inputs: Inputs, report: Path, environment: Environment
 ) -> None:
     """Give the parent run the result, the report, and links to the runs that did each stage's work."""
@@ -171,7 +171,6 @@ def _finish_parent(
          "tenfold.stage.evaluate": _mlflow_run(read_lineage(inputs.evaluation), environment)}
     )  # fmt: skip
     parent.artifact(report)
-    parent.finish("FINISHED")
 
 
 def _mlflow_run(lineage: dict[str, Any], environment: Environment) -> str:

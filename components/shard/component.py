@@ -28,7 +28,7 @@ def pack(config: str, partition: str) -> str:
     from tenfold.components.shard.stage import parse
     from tenfold.execution import Attempt
 
-    with Attempt("pack") as attempt:
+    with Attempt("pack", partition) as attempt:
         attempt.reporter.started()
         start = time.monotonic()
         table = pack_partition(parse(config), partition, attempt.environment, attempt.reporter)

@@ -41,6 +41,7 @@ class Environment:
         tracking_patience: seconds that a stage waits at its end for an MLflow that is away, before it leaves to the
             next one what could not be sent (``TENFOLD_TRACKING_PATIENCE``).
         run_id: identity of the pipeline run (``TENFOLD_RUN_ID``; on Kubeflow the pod's run id label).
+        retry: which further try of its task this is (``KFP_RETRY_INDEX``, which KFP sets); 0 for the first.
         device: ``cpu``, ``cuda`` or ``auto`` (``TENFOLD_DEVICE``).
         threads: threads for computing (``TENFOLD_THREADS``, default: the cores that this process, or its container, may
             use).
@@ -61,6 +62,7 @@ class Environment:
     experiment: str
     tracking_patience: float
     run_id: str
+    retry: int
     device: str
     threads: int
     gpus: int | None
@@ -85,6 +87,7 @@ class Environment:
             experiment=get("MLFLOW_EXPERIMENT_NAME") or "tenfold",
             tracking_patience=_number("TENFOLD_TRACKING_PATIENCE", 120.0),
             run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
+            retry=_count("KFP_RETRY_INDEX", 0),
             device=_device(get("TENFOLD_DEVICE") or "auto"),
             threads=_count("TENFOLD_THREADS", cores(), least=1),
             gpus=_count("TENFOLD_GPUS", 0) or None,

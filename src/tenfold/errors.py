@@ -46,7 +46,17 @@ class BadImageError(DataError):
 
 
 class StorageError(TenfoldError):
-    """An object store or a disk refused; says which address and why."""
+    """An object store or a disk refused; says which address and why.
+
+    Args:
+        message: see :class:`TenfoldError`.
+        again: see :class:`TenfoldError`.
+        tried: what was tried, where that can be tried again: ``read``, ``write`` or ``list``, the store's URI, the key.
+    """
+
+    def __init__(self, message: str, *, again: bool = False, tried: tuple[str, str, str] | None = None) -> None:
+        super().__init__(message, again=again)
+        self.tried = tried
 
 
 class ConflictError(StorageError):
@@ -62,7 +72,17 @@ class ResumeError(TenfoldError):
 
 
 class LaunchError(TenfoldError):
-    """A training on several ranks failed; the message is its own where it left one."""
+    """A training on several ranks failed; the message is its own where it left one.
+
+    Args:
+        message: see :class:`TenfoldError`.
+        again: see :class:`TenfoldError`.
+        record: what the rank's own error was (:func:`tenfold.retry.record_of`).
+    """
+
+    def __init__(self, message: str, *, again: bool = False, record: dict[str, Any] | None = None) -> None:
+        super().__init__(message, again=again)
+        self.record = record
 
 
 class NoPseudoLabelsError(TenfoldError):

@@ -26,6 +26,7 @@ from tenfold.fingerprint import canonical_json, digest, fingerprint, source_dige
 from tenfold.launch import launch, processes
 from tenfold.owner import end_with
 from tenfold.progress import Reporter
+from tenfold.retry import leave, standing
 from tenfold.storage import open_store
 from tenfold.tracking import NoTracker, QueuedTracker, Tracker, ended_tasks
 from tenfold.work import FINAL, Work, published
@@ -69,10 +70,14 @@ class Attempt:
     """One try of a task: a context that turns errors into one line, an exit status and a FAILED run.
 
     A :class:`TenfoldError` ends the process with the error's exit status; anything else is a defect and
-    keeps its traceback.
+    keeps its traceback. A further try of a task that failed for good stops at once where the cause still stands.
+
+    Args:
+        stage: the task's name.
+        part: of its work, where several tasks of that name share it.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, part: str = "") -> None:
         try:
             self.environment = Environment.read()
         except TenfoldError as error:
@@ -80,10 +85,14 @@ class Attempt:
             sys.exit(error.exit_code)
         self.reporter = Reporter(stage, self.environment.events)
         self.tracker: Tracker = NoTracker()
-        self._stage = stage
+        self._stage, self._task = stage, f"{stage}/{part}" if part else stage
 
     def __enter__(self) -> Attempt:
         end_with(self.environment.owner)
+        message = standing(self.environment, self._task)
+        if message is not None:
+            self._tell(f"{message} (as in the try before; no other was made)")
+            sys.exit(TenfoldError.exit_code)
         self.reporter.event("preparing")
         return self
 
@@ -97,15 +106,20 @@ class Attempt:
         elif not isinstance(error, TenfoldError):
             traceback.print_exception(error)
             message = f"defect: {type(error).__name__}: {message}"
-        self.reporter.failed(message)
-        if self.environment.events is not None:  # else the reporter has told it already
-            print(f"{self._stage}: {message}", file=sys.stderr)
+        self._tell(message)
+        if isinstance(error, TenfoldError):
+            leave(self.environment, self._task, error)
         try:
             self.tracker.tags({"tenfold.error": message[:4000]})
             self.tracker.finish("KILLED" if isinstance(error, InterruptedTrainingError) else "FAILED")
         except TenfoldError as second:
             self.reporter.warn(str(second))
         sys.exit(error.exit_code if isinstance(error, TenfoldError) else 1)
+
+    def _tell(self, message: str) -> None:
+        self.reporter.failed(message)
+        if self.environment.events is not None:  # else the reporter has told it already
+            print(f"{self._stage}: {message}", file=sys.stderr)
 
 
 def execute(

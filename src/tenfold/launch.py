@@ -105,7 +105,7 @@ def _torchrun(key: str, work: Work, place: str) -> None:
         with suppress(OSError, ValueError):  # there is none, or its writer was killed
             last = json.loads(reason.read_text())
     if work.store.exists(place + FAILURE):
-        raise LaunchError(_failure(work, place))
+        raise _failure(work, place)
     if status == 0:
         return
     if told.is_set():
@@ -136,12 +136,14 @@ def _ended(process: subprocess.Popen[bytes], work: Work, place: str) -> int:
                     end = time.monotonic() + _GRACE
 
 
-def _failure(work: Work, place: str) -> str:
+def _failure(work: Work, place: str) -> LaunchError:
     """Return what a rank left as the reason why it ended."""
     try:
-        return str(json.loads(work.store.read(place + FAILURE))["message"])
+        record = json.loads(work.store.read(place + FAILURE))
+        return LaunchError(str(record["message"]), record=record)
     except (KeyError, TypeError, ValueError):
-        return f"a process of {work.stage} failed, and {work.store.uri}/{place}{FAILURE} cannot be read; see its log"
+        told = f"{work.store.uri}/{place}{FAILURE} cannot be read; see its log"
+        return LaunchError(f"a process of {work.stage} failed, and {told}")
 
 
 @contextmanager
@@ -176,5 +178,5 @@ def _trainjob(spec: str, key: str, work: Work, place: str) -> None:
         )  # fmt: skip
     except TrainJobError:
         if work.store.exists(place + FAILURE):  # which says more than the job's condition
-            raise LaunchError(_failure(work, place)) from None
+            raise _failure(work, place) from None
         raise

@@ -36,6 +36,7 @@ from tenfold.errors import (
 from tenfold.fingerprint import canonical_json
 from tenfold.owner import end_with
 from tenfold.progress import Reporter
+from tenfold.retry import record_of
 from tenfold.storage import Store, open_store
 from tenfold.tracking import NoTracker, QueuedTracker
 from tenfold.work import Work
@@ -132,12 +133,13 @@ def _read(store: Store, key: str) -> Request:
         return Request.model_validate_json(store.read(key))
     except ValidationError as error:
         message = f"{store.uri}/{key} is no request that this version can read: {first_fault(error.errors())}"
-        _fail(store, key.removesuffix(REQUEST), message)
-        raise ConfigError(message) from None
+        fault = ConfigError(message)
+        _fail(store, key.removesuffix(REQUEST), fault)
+        raise fault from None
 
 
-def _fail(store: Store, place: str, message: str) -> None:
-    store.write(place + FAILURE, canonical_json({"message": redact(message)}).encode())
+def _fail(store: Store, place: str, error: TenfoldError) -> None:
+    store.write(place + FAILURE, canonical_json(record_of(error)).encode())
 
 
 def _tell_launcher(error: Exception) -> None:
@@ -188,7 +190,7 @@ def _work(request: Request, place: str, store: Store, environment: Environment) 
             print(f"{request.task}: {redact(str(error))}", file=sys.stderr)
         if isinstance(error, TenfoldError) and status != AGAIN:
             with contextlib.suppress(StorageError):
-                _fail(store, place, str(error))
+                _fail(store, place, error)
                 status = _failed(request)
         if queue is not None:
             queue.hand_over("KILLED" if isinstance(error, InterruptedTrainingError) else "FAILED")

@@ -17,9 +17,9 @@ import pytest
 
 TENFOLD = str(Path(sys.executable).parent / "tenfold")
 pytestmark = pytest.mark.timeout(900)  # whole runs, on a machine that may be busy
-ALWAYS = ["preflight", "list_images", "pack", "shard"]  # and promote
+ALWAYS = ["preflight", "list_images", "pack", "shard"]  # and promote and finish
 STAGES = [*ALWAYS, "augment", "pretrain", "baseline", "finetune", "self_train", "pseudo_label", "distill", "evaluate",
-          "promote"]  # fmt: skip
+          "promote", "finish"]  # fmt: skip
 TINY = """
 preset: digits
 data: {split: {test_fraction: 0.3}}

@@ -47,14 +47,21 @@ def test_the_compiled_pipeline_is_the_golden_one(compiled: Path) -> None:
 
 def test_every_stage_is_a_task_and_nothing_else_is(spec: dict[str, Any]) -> None:
     made = {name for name, task in tasks(spec).items() if task["componentRef"]["name"].removeprefix("comp-") == name}
-    assert made - {"sharding", "for-loop-1"} == {
-        name.replace("_", "-") for name in ("preflight", "list_images", "pack", *STAGES)
+    assert made - {"sharding", "for-loop-1", "exit-handler-1"} == {
+        name.replace("_", "-") for name in ("preflight", "list_images", "pack", *STAGES, "finish")
     }
 
 
 def test_caching_is_off_exactly_for_what_looks_at_the_outside_world(spec: dict[str, Any]) -> None:
     uncached = {name for name, task in tasks(spec).items() if not task.get("cachingOptions", {}).get("enableCache")}
-    assert uncached - {"for-loop-1"} == set(UNCACHED)
+    assert uncached - {"for-loop-1", "exit-handler-1"} == set(UNCACHED)
+
+
+def test_the_exit_task_runs_behind_all_others_however_they_end(spec: dict[str, Any]) -> None:
+    graph = spec["root"]["dag"]["tasks"]
+    assert set(graph) == {"exit-handler-1", "finish"}
+    assert graph["finish"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert graph["finish"]["dependentTasks"] == ["exit-handler-1"]
 
 
 def test_every_reference_to_a_component_executor_task_and_output_resolves(spec: dict[str, Any]) -> None:
@@ -106,7 +113,7 @@ def test_data_goes_by_pointer_the_dataset_is_a_parameter(spec: dict[str, Any]) -
 
 # --- pods ----------------------------------------------------------------------------------------------
 
-SMALL = {"preflight", "list-images", "shard", "promote"}
+SMALL = {"preflight", "list-images", "shard", "promote", "finish"}
 TRAINING = {"pretrain", "baseline", "finetune", "self-train", "distill"}
 WITH_GPU = {"augment", "pseudo-label", "evaluate"} | TRAINING
 
@@ -231,7 +238,8 @@ def test_with_a_trainjob_the_training_tasks_are_small_cpu_pods_that_know_the_job
     path = tmp_path / "pipeline.yaml"
     compile_pipeline(path, trainjob=wanted)
     made, before = containers(path), containers(compiled)
-    assert {name for name in made if made[name] != before[name]} == TRAINING
+    assert {name for name in made if made[name] != before[name]} == TRAINING | {"finish"}
+    assert made["finish"]["env"] == made["pretrain"]["env"], "the exit task looks for jobs that were left"
     for name in TRAINING:
         executor, container = platform_of(path)[name], made[name]
         assert container["image"] == PLACEHOLDER.cpu

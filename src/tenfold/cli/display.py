@@ -18,7 +18,7 @@ from rich.text import Text
 from tenfold.progress import clock, count, describe, pace
 
 STAGES = ("preflight", "list_images", "pack", "shard", "augment", "pretrain", "finetune", "self_train",
-          "pseudo_label", "distill", "baseline", "evaluate", "promote")  # fmt: skip
+          "pseudo_label", "distill", "baseline", "evaluate", "promote", "finish")  # fmt: skip
 _LOG_SECONDS = 60.0
 
 
@@ -96,6 +96,8 @@ class Display:
 
     def _mark_cached(self, before: int, starting: str) -> None:
         """What has not been heard of when a stage that needs it starts was taken from the cache."""
+        if any(state["status"] == "failed" for state in self._state.values()):
+            return  # the exit task, which needs nothing
         for stage in self._stages[:before]:
             if stage not in self._state:
                 self._state[stage] = {"status": "cached"}

@@ -38,17 +38,19 @@ class FileStore:
         return self.root / key
 
     @contextlib.contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
+    def _errors(self, key: str, doing: str = "write") -> Iterator[None]:
+        tried = (doing, self.uri, key)
         try:
             yield
         except FileNotFoundError as error:
-            raise StorageError(f"{self.uri}/{key} is not there") from error
+            raise StorageError(f"{self.uri}/{key} is not there", tried=tried) from error
         except OSError as error:
-            raise StorageError(f"{self.uri}/{key}: {error.strerror or error}", again=error.errno in _PASSING) from error
+            told, again = f"{self.uri}/{key}: {error.strerror or error}", error.errno in _PASSING
+            raise StorageError(told, again=again, tried=tried) from error
 
     def read(self, key: str, span: Span | None = None) -> bytes:
         """See :class:`Store`."""
-        with self._errors(key):
+        with self._errors(key, "read"):
             path = self._path(key)
             if span is None:
                 return path.read_bytes()
@@ -90,7 +92,7 @@ class FileStore:
 
         def refuse(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):  # gone since its name was read
-                raise StorageError(f"{error.filename}: {error.strerror}") from error
+                raise StorageError(f"{error.filename}: {error.strerror}", tried=("list", self.uri, prefix)) from error
 
         for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
             here = Path(parent).resolve()
@@ -138,7 +140,7 @@ class FileStore:
         """See :class:`Store`; the object is a local file already."""
         path = self._path(key)
         if not path.is_file():
-            raise StorageError(f"{self.uri}/{key} is not there")
+            raise StorageError(f"{self.uri}/{key} is not there", tried=("read", self.uri, key))
         return path
 
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -68,9 +69,13 @@ class S3Store:
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}" if self.prefix else key}
 
-    def _call(self, key: str, call: Callable[[], T], absent: T | None = None, *, may_miss: bool = False) -> T | None:
+    def _call(
+        self, doing: str, key: str, call: Callable[[], T], absent: T | None = None, *, may_miss: bool = False
+    ) -> T | None:
+        """Return what ``call`` does, which reads, writes or lists (``doing``)."""
         from botocore.exceptions import BotoCoreError, ClientError
 
+        tried = (doing, self.uri, key)
         where = f"{self.uri}/{key}" if key else self.uri
         try:
             return call()
@@ -87,11 +92,11 @@ class S3Store:
                 "416": "ends before the bytes asked for",
             }  # fmt: skip
             away = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
-            raise StorageError(
-                f"{where}: {reasons.get(code, code or 'refused')}", again=away and self._patient
-            ) from error
+            told, again = f"{where}: {reasons.get(code, code or 'refused')}", away and self._patient
+            raise StorageError(told, again=again, tried=tried) from error
         except BotoCoreError as error:
-            raise StorageError(f"{where}: {_reachable(error)}", again=self._patient and _passing(error)) from error
+            again = self._patient and _passing(error)
+            raise StorageError(f"{where}: {_reachable(error)}", again=again, tried=tried) from error
 
     def _wait(self, attempt: int) -> None:
         time.sleep(random.uniform(0, 0.25 * 2**attempt))  # noqa: S311
@@ -120,7 +125,7 @@ class S3Store:
                 request["Range"] = f"bytes={position}-{'' if end is None else end - 1}"
             if tag:  # the rest must be of the same object
                 request["IfMatch"] = tag
-            answer = self._call(key, lambda request=request: self.client.get_object(**request))  # type: ignore[misc]
+            answer = self._call("read", key, lambda request=request: self.client.get_object(**request))  # type: ignore[misc]
             assert answer is not None
             tag, expected = answer.get("ETag", ""), answer["ContentLength"]
             if span is None and position and "ContentRange" not in answer:  # a server that sends all or nothing
@@ -167,7 +172,7 @@ class S3Store:
 
     def write(self, key: str, content: Content) -> None:
         """See :class:`Store`."""
-        self._call(key, lambda: self._put(key, content, {}))
+        self._call("write", key, lambda: self._put(key, content, {}))
 
     def create(self, key: str, content: Content, *, sealed: bool = False) -> bool:
         """See :class:`Store`; ``If-None-Match: *`` lets one writer win.
@@ -192,7 +197,7 @@ class S3Store:
                 self._wait(attempt)
             return False
 
-        made = bool(self._call(key, put))
+        made = bool(self._call("write", key, put))
         if not made and not self._holds(key, content):
             raise ConflictError(f"{self.uri}/{key} is there already with other bytes")
         return made
@@ -263,7 +268,7 @@ class S3Store:
             return [upload for page in found for upload in page.get("Uploads", [])]
 
         try:
-            uploads = self._call(prefix, begun) or []
+            uploads = self._call("list", prefix, begun) or []
         except StorageError:
             return
         for upload in uploads:
@@ -273,7 +278,8 @@ class S3Store:
 
     def exists(self, key: str) -> bool:
         """See :class:`Store`."""
-        head = self._call(key, lambda: bool(self.client.head_object(**self._at(key))), False, may_miss=True)
+        asked = partial(self.client.head_object, **self._at(key))
+        head = self._call("read", key, lambda: bool(asked()), False, may_miss=True)
         return bool(head)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
@@ -283,7 +289,7 @@ class S3Store:
         token: dict[str, str] = {}
         while True:
             page = self._call(
-                prefix, lambda token=dict(token): self.client.list_objects_v2(  # type: ignore[misc]
+                "list", prefix, lambda token=dict(token): self.client.list_objects_v2(  # type: ignore[misc]
                     Bucket=self.bucket, Prefix=start, **token)
             )  # fmt: skip
             assert page is not None
@@ -297,7 +303,7 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """See :class:`Store`."""
-        self._call(key, lambda: self.client.delete_object(**self._at(key)))
+        self._call("write", key, lambda: self.client.delete_object(**self._at(key)))
 
 
 def _emptied(sink: IO[bytes]) -> int:

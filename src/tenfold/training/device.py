@@ -22,8 +22,9 @@ def prepare(environment: Environment) -> torch.device:
     seen = torch.cuda.device_count()
     if environment.gpus is not None and seen < environment.gpus:
         raise ConfigError(
-            f"this task's pod was to have {count(environment.gpus, 'GPU')}, and torch sees {seen}: look whether the node "
-            "runs the GPU's device plugin and a driver that fits this image's CUDA, and at the pod's limits"
+            f"this task's pod was to have {count(environment.gpus, 'GPU')}, and torch sees {seen}: look whether the "
+            "node runs the GPU's device plugin and a driver that fits this image's CUDA, and at the pod's limits",
+            again=True,  # the next try may get another node
         )
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("TENFOLD_DEVICE is cuda, but this process sees no GPU; check the pod's resources")
