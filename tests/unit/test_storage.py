@@ -198,6 +198,16 @@ def test_delete_removes_folders_left_empty_and_minds_no_absence(store: FileStore
     assert not (store.root / "a").exists()
 
 
+def test_a_folder_that_another_process_removes_as_empty_is_made_again_for_the_next_object(store: FileStore) -> None:
+    def come_and_go(name: str) -> None:
+        for number in range(400):
+            store.write(f"work/print/run/{name}", b"%d" % number)
+            store.delete(f"work/print/run/{name}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, "abcd"))
+
+
 def test_fetch_gives_the_file_itself(store: FileStore, tmp_path: Path) -> None:
     store.write("a", b"x")
     assert store.fetch("a", tmp_path / "cache").read_bytes() == b"x"

@@ -22,6 +22,9 @@ _ASIDE = ".writing-"
 #: What a folder on a network gives while its server is away.
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 
+#: How often a folder is made again that another process removed.
+_TRIES = 100
+
 
 class FileStore:
     """A folder as a store."""
@@ -165,8 +168,7 @@ def _linked_aside(path: Path, content: Content) -> Path | None:
 
 def write_aside(path: Path, content: Content) -> Path:
     """Write ``content`` whole into a hidden file beside ``path``; nothing is left of it where that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_ASIDE)
+    handle, name = _made_beside(path)
     try:
         with os.fdopen(handle, "wb") as file:
             for part in parts_of(content, _CHUNK):
@@ -178,3 +180,19 @@ def write_aside(path: Path, content: Content) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return Path(name)
+
+
+def _made_beside(path: Path) -> tuple[int, str]:
+    """Make a hidden file beside ``path``, and the folder where it is missing; return its handle and name.
+
+    A deletion takes folders that it leaves empty with it, between the two at the worst.
+    """
+    tries = _TRIES
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return tempfile.mkstemp(dir=path.parent, prefix=_ASIDE)
+        except (FileNotFoundError, FileExistsError):
+            tries -= 1
+            if not tries or path.parent.is_file():
+                raise
