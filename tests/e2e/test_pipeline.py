@@ -99,7 +99,7 @@ def test_the_plan_after_a_run_is_all_cached_with_the_fingerprints_of_that_run(ru
         plan = {step.stage: step for step in make_plan(config, check(config), environment)}
         recorded = latest_tasks(environment)
     cached = {stage for stage, step in plan.items() if step.cached}
-    assert cached == set(STAGES) - {*ALWAYS, "promote"}
+    assert cached == set(STAGES) - {*ALWAYS, "promote", "finish"}
     for stage in cached:
         assert plan[stage].fingerprint == recorded[stage][0]["tenfold.fingerprint"]
 
@@ -112,7 +112,7 @@ def test_the_same_run_again_takes_every_training_and_inferring_stage_from_the_ca
     (runs.home / "runs" / "killed" / "owner.json").write_text("[999999999, 0.0]")
     runs.run("second")
     assert not left.parent.exists()
-    assert runs.started("second") == [*ALWAYS, "promote"]
+    assert runs.started("second") == [*ALWAYS, "promote", "finish"]
     assert runs.result("second")["verdict"]["version"] == runs.result("first")["verdict"]["version"]
     assert runs.result("second")["evaluation"]["rungs"] == runs.result("first")["evaluation"]["rungs"]
 
@@ -121,7 +121,7 @@ def test_a_changed_temperature_reruns_distill_and_what_follows_and_the_plan_name
     plan = runs.call("plan", "--set", "distill.temperature=0.5")
     assert "temperature: 1.0 → 0.5" in plan.stdout
     runs.run("third", "--set", "distill.temperature=0.5")
-    assert runs.started("third") == [*ALWAYS, "distill", "evaluate", "promote"]
+    assert runs.started("third") == [*ALWAYS, "distill", "evaluate", "promote", "finish"]
 
 
 def test_other_labels_rerun_all_but_pretraining(runs: Runs) -> None:
@@ -137,7 +137,7 @@ def test_each_stage_has_one_nested_mlflow_run_with_curves_and_lineage(runs: Runs
     experiment = client.get_experiment_by_name("tenfold")
     found = client.search_runs([experiment.experiment_id], "tags.`tenfold.run_id` = 'first'")
     tasks = {run.data.tags["tenfold.task"]: run for run in found}
-    assert sorted(tasks) == sorted({*STAGES, "pipeline"} - {"list_images", "pack"})
+    assert sorted(tasks) == sorted({*STAGES, "pipeline"} - {"list_images", "pack", "finish"})
     parent = tasks.pop("pipeline")
     assert parent.info.status == "FINISHED"
     for stage, run in tasks.items():
