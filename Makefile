@@ -3,8 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCKER ?= docker
+REGISTRY ?= localhost/tenfold
+TAG ?= dev
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test test-all test-faults lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train bench-profile bench-scaling compiled clean
+.PHONY: help setup demo test test-all test-faults test-docker image images sbom scan lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train bench-profile bench-scaling compiled clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -21,10 +25,10 @@ demo: $(STAMP)  ## the whole pipeline on handwritten digits, two labels a class
 	TENFOLD_THREADS=$${TENFOLD_THREADS:-1} $(BIN)/tenfold run --preset digits
 
 test: $(STAMP)  ## the tests, real S3 and MLflow servers among them
-	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m 'not slow and not docker' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)  ## also the slow ones
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m 'not docker' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(STAMP)  ## the faults, trainings killed at random steps among them; about a quarter of an hour
 	$(BIN)/pytest tests/faults -n 2 --dist loadfile --no-loadscope-reorder
@@ -38,6 +42,30 @@ lint: $(STAMP)  ## style, types, import contracts
 format: $(STAMP)  ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+image:  ## one image: TARGET=cpu|gpu IMAGE=registry/name:tag BASE_IMAGE=… BUILD_OPTIONS=…
+	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_OPTIONS) --file docker/Dockerfile --target $(TARGET) --tag $(IMAGE) \
+	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) .
+
+images:  ## both images: REGISTRY=registry/team TAG=…; push them and compile with their digests
+	$(MAKE) image TARGET=cpu IMAGE=$(REGISTRY)/tenfold-cpu:$(TAG)
+	$(MAKE) image TARGET=gpu IMAGE=$(REGISTRY)/tenfold-gpu:$(TAG)
+
+sbom: $(STAMP)  ## what IMAGE holds of Python packages, as CycloneDX: build/sbom.json
+	$(BIN)/pip install --quiet -c docker/constraints.txt -e .[images]
+	mkdir -p build
+	$(DOCKER) run --rm --network none $(IMAGE) pip freeze --exclude tenfold > build/packages.txt
+	$(BIN)/cyclonedx-py requirements build/packages.txt --of JSON --output-file build/sbom.json
+
+scan: sbom  ## known vulnerabilities of IMAGE: of Python packages by pip-audit, of Debian's by trivy where that is installed
+	$(BIN)/pip-audit --no-deps --disable-pip --requirement build/packages.txt
+	if command -v trivy > /dev/null; then trivy image --severity HIGH,CRITICAL $(IMAGE); fi
+
+test-docker: $(STAMP)  ## build both images and run the whole pipeline inside them; a Docker engine, or root and dockerd
+	$(BIN)/pip install --quiet -c docker/constraints.txt -e .[images]
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/pytest tests/docker -m docker
 
 compiled: $(STAMP)  ## compile the pipeline's golden YAML anew
 	$(BIN)/tenfold compile --output pipelines/compiled/semi_supervised.yaml
