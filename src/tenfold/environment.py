@@ -38,6 +38,8 @@ class Environment:
         store: URI of the store of shards, manifests and checkpoints (``TENFOLD_STORE``).
         tracking_uri: MLflow's address (``MLFLOW_TRACKING_URI``, default a SQLite file in ``home``).
         experiment: MLflow experiment (``MLFLOW_EXPERIMENT_NAME``).
+        experiment_id: of KFP's choice (``MLFLOW_EXPERIMENT_ID``), where KFP keeps runs in MLflow by itself; it wins.
+        mlflow_run: this task's run there (``MLFLOW_RUN_ID``), which KFP made; None: ours to make.
         tracking_patience: seconds that a stage waits at its end for an MLflow that is away, before it leaves to the
             next one what could not be sent (``TENFOLD_TRACKING_PATIENCE``).
         run_id: identity of the pipeline run (``TENFOLD_RUN_ID``; on Kubeflow the pod's run id label).
@@ -60,6 +62,8 @@ class Environment:
     store: str
     tracking_uri: str
     experiment: str
+    experiment_id: str | None
+    mlflow_run: str | None
     tracking_patience: float
     run_id: str
     retry: int
@@ -85,6 +89,8 @@ class Environment:
             store=get("TENFOLD_STORE") or (home / "store").as_uri(),
             tracking_uri=get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
             experiment=get("MLFLOW_EXPERIMENT_NAME") or "tenfold",
+            experiment_id=get("MLFLOW_EXPERIMENT_ID") or None,
+            mlflow_run=get("MLFLOW_RUN_ID") or None,
             tracking_patience=_number("TENFOLD_TRACKING_PATIENCE", 120.0),
             run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
             retry=_count("KFP_RETRY_INDEX", 0),

@@ -170,7 +170,8 @@ def _trainjob(spec: str, key: str, work: Work, place: str) -> None:
     """
     command = ["python3", "-m", "torch.distributed.run", "--max-restarts=0", "-m", "tenfold.worker", key]
     environment = work.environment
-    variables = {**allocator(), "TENFOLD_RUN_ID": environment.run_id}
+    told = {"MLFLOW_EXPERIMENT_ID": environment.experiment_id, "MLFLOW_RUN_ID": environment.mlflow_run}
+    variables = {**allocator(), "TENFOLD_RUN_ID": environment.run_id, **{k: v for k, v in told.items() if v}}
     try:
         run_trainjob(
             TrainJobSpec.parse(spec), work.stage, environment.run_id, command, variables, work.reporter,

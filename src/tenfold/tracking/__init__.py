@@ -8,13 +8,12 @@ A stage records through :class:`QueuedTracker`, which never waits for MLflow: wh
 
 from __future__ import annotations
 
+from tenfold.tracking.client import client
 from tenfold.tracking.failures import DeniedError
 from tenfold.tracking.queued import QueuedTracker
 from tenfold.tracking.resend import send_left
 from tenfold.tracking.runs import (
-    MlflowTracker,
     TaskEnd,
-    client,
     close_runs,
     ended_tasks,
     latest_tasks,
@@ -23,6 +22,7 @@ from tenfold.tracking.runs import (
     task_run,
     tasks_of,
 )
+from tenfold.tracking.sender import MlflowTracker
 from tenfold.tracking.tracker import NoTracker, Tracker
 
 __all__ = ["DeniedError", "MlflowTracker", "NoTracker", "QueuedTracker", "TaskEnd", "Tracker", "client", "close_runs",

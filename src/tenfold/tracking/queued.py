@@ -13,7 +13,8 @@ from tenfold.storage import Store
 from tenfold.tracking.failures import DeniedError
 from tenfold.tracking.left import leave
 from tenfold.tracking.resend import send_left, send_spool
-from tenfold.tracking.runs import MlflowTracker, task_run
+from tenfold.tracking.runs import task_run
+from tenfold.tracking.sender import MlflowTracker
 from tenfold.tracking.spool import Header, Spool, left_local, told, unsent
 from tenfold.tracking.tracker import Recorder, now
 

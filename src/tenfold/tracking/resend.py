@@ -14,7 +14,8 @@ from tenfold.errors import redact
 from tenfold.storage import Store
 from tenfold.tracking.failures import InvalidRecordError
 from tenfold.tracking.left import claimed, discard, left
-from tenfold.tracking.runs import MlflowTracker, groups, task_run
+from tenfold.tracking.runs import task_run
+from tenfold.tracking.sender import MlflowTracker, groups
 from tenfold.tracking.spool import Header, Spool, header_of, left_local, unsent
 from tenfold.tracking.tracker import Record
 
@@ -133,5 +134,8 @@ def _run_of(environment: Environment, header: Header) -> MlflowTracker | None:
     """Return the MLflow run to which a spool belongs; None where it is another MLflow's."""
     if header.address != redact(environment.tracking_uri):
         return None
-    there = replace(environment, run_id=header.run_id, experiment=header.experiment)
+    there = replace(
+        environment, run_id=header.run_id, experiment=header.experiment, experiment_id=header.experiment_id,
+        mlflow_run=header.mlflow_run,
+    )  # fmt: skip
     return task_run(there, header.task, started=header.started, reopen=False)

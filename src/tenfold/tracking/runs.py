@@ -1,208 +1,40 @@
-"""MLflow's runs: finding and making them, and sending records to one."""
+"""MLflow's runs: finding, making and closing them.
+
+Where KFP keeps runs in MLflow by itself, each task is told its run (``MLFLOW_RUN_ID``), nested in the pipeline run's:
+those are adopted, and get our tags. Else they are made here.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tenfold.environment import Environment
-from tenfold.errors import TrackingError
-from tenfold.tracking.failures import DeniedError, Explained, InvalidRecordError
-from tenfold.tracking.tracker import Record, Recorder, now
+from tenfold.tracking.client import client
+from tenfold.tracking.failures import Explained
+from tenfold.tracking.sender import MlflowTracker
 
 RUN_TAG, TASK_TAG = "tenfold.run_id", "tenfold.task"
-#: Seconds between attempts at an artifact whose store fails while MLflow answers.
-_ARTIFACT_PAUSES = (1.0, 4.0)
-#: So many points wait at most in a tracker that nobody queues for.
-_WAITING = 900
+_PARENT_TAG = "mlflow.parentRunId"
 
 
-class MlflowTracker(Recorder):
-    """One MLflow run; each call is sent at once, but for metrics, which are sent in batches."""
-
-    def __init__(self, client: Any, run_id: str, *, adopted: bool = True) -> None:
-        """Speak to a run.
-
-        Args:
-            client: an MlflowClient.
-            run_id: of the run.
-            adopted: whether the run may hold points already.
-        """
-        self.client, self.run_id = client, run_id
-        self._waiting: list[Record] = []
-        self._unsure = adopted
-        self._known: dict[str, set[tuple[int, str]]] = {}
-
-    def _record(self, op: str, **values: Any) -> None:
-        self._waiting.append({"op": op, **values})
-        if op != "metrics" or len(self._waiting) >= _WAITING:
-            waiting, self._waiting = self._waiting, []
-            for group in groups(waiting):
-                self.send(group)
-
-    def send(self, group: Sequence[Record]) -> None:
-        """Send the records of one group of :func:`groups`; sending them again changes nothing.
-
-        A server with a database keeps one row for a point of the same name, step, time and value, so a request whose
-        answer was lost is repeated as it was. What a killed attempt sent and its successor computes again has another
-        time: where that may be, or an answer was lost, a point whose name, step and value are there is left out.
-
-        Raises:
-            InvalidRecordError: MLflow will never take them, or the artifact's file is gone; none of them was recorded.
-            DeniedError: the caller may not write.
-            TrackingError: it did not work, and may when it is tried again.
-        """
-        first = group[0]
-        if first["op"] == "artifact":
-            self._send_artifact(Path(first["path"]), first["folder"])
-        elif first["op"] == "finish":
-            with Explained("closing the MLflow run"):
-                self.client.set_terminated(self.run_id, first["status"], end_time=first["time"])
-        else:
-            self._send_batch(group)
-
-    def _send_batch(self, group: Sequence[Record]) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        tags: dict[str, str] = {}
-        params: dict[str, str] = {}
-        points = []
-        with Explained("recording to MLflow"):
-            for record in group:
-                tags |= record.get("tags", {})
-                params |= record.get("params", {})
-                for key, value in record.get("metrics", {}).items():
-                    if not self._has(key, record["step"], value):
-                        points.append(Metric(key, value, record["time"], record["step"]))
-            try:  # the client keeps to the limits of one request
-                self.client.log_batch(
-                    self.run_id, points, [Param(*each) for each in params.items()],
-                    [RunTag(*each) for each in tags.items()],
-                )  # fmt: skip
-            except Exception:
-                self._unsure, self._known = True, {}
-                raise
-
-    def _has(self, key: str, step: int, value: float) -> bool:
-        if not self._unsure:
-            return False
-        if key not in self._known:
-            points = self.client.get_metric_history(self.run_id, key)
-            self._known[key] = {(point.step, _text(point.value)) for point in points}
-        return (step, _text(value)) in self._known[key]
-
-    def _send_artifact(self, path: Path, folder: str) -> None:
-        """Send a file or folder; where MLflow answers and its store of artifacts does not, the rest goes on without."""
-        if not path.exists():
-            raise InvalidRecordError(f"{path} is not there any more")
-        for pause in (*_ARTIFACT_PAUSES, None):
-            try:
-                with Explained(f"sending {path.name} to MLflow"):
-                    if path.is_dir():
-                        self.client.log_artifacts(self.run_id, str(path), folder or None)
-                    else:
-                        self.client.log_artifact(self.run_id, str(path), folder or None)
-                return
-            except InvalidRecordError:
-                raise
-            except TrackingError as error:
-                with Explained("asking for the run"):
-                    self.client.get_run(self.run_id)
-                if pause is None or isinstance(error, DeniedError):
-                    raise InvalidRecordError(str(error)) from error
-                time.sleep(pause)
-
-    def finish(self, status: str) -> None:
-        """See :class:`Tracker`."""
-        self._record("finish", status=status, time=now())
-
-    def end_if_open(self, status: str) -> None:
-        """Close the run as ``status`` where nothing has closed it."""
-        with Explained("closing the MLflow run"):
-            if self.client.get_run(self.run_id).info.status == "RUNNING":
-                self.client.set_terminated(self.run_id, status)
+def _experiment(mlflow: Any, environment: Environment) -> str | None:
+    """Return the id of the environment's experiment, which is KFP's where KFP names one; None if there is none."""
+    if environment.experiment_id is not None:
+        return environment.experiment_id
+    found = mlflow.get_experiment_by_name(environment.experiment)
+    return None if found is None else str(found.experiment_id)
 
 
-def groups(records: Sequence[Record]) -> list[list[Record]]:
-    """Divide records, in their order, into what one request can take: an artifact, an end, or a batch of the rest."""
-    found: list[list[Record]] = []
-    for record in records:
-        alone = record["op"] in {"artifact", "finish"}
-        if alone or not found or found[-1][0]["op"] in {"artifact", "finish"}:
-            found.append([record])
-        else:
-            found[-1].append(record)
-    return found
-
-
-def _text(value: float) -> str:
-    """Return the value as MLflow's databases keep it: infinity is the largest number."""
-    return repr(max(min(value, sys.float_info.max), -sys.float_info.max))
-
-
-#: How often MLflow's client repeats a request by itself, in this process.
-_repeats = 0
-
-
-def client(environment: Environment, *, repeats: int = 0, timeout: int = 120) -> Any:
-    """Return an MlflowClient for tracking and registry.
-
-    How patient MLflow's requests are is one setting of the process; the environment's ``MLFLOW_HTTP_REQUEST_*`` win.
-
-    Args:
-        environment: gives the address.
-        repeats: how often MLflow repeats a request that failed; none where the caller tries again itself. The highest
-            number that was asked for counts.
-        timeout: seconds for an answer.
-    """
-    global _repeats
-    import logging
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each error that it raises
-    from mlflow import environment_variables as settings
-    from mlflow.tracking import MlflowClient
-
-    _repeats = max(_repeats, repeats)
-    settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = _repeats
-    settings.MLFLOW_HTTP_REQUEST_TIMEOUT.default = timeout
-    with Explained("opening MLflow"):
-        if environment.tracking_uri.startswith("sqlite:///"):
-            _make_database(Path(environment.tracking_uri.removeprefix("sqlite:///")))
-        return MlflowClient(tracking_uri=environment.tracking_uri, registry_uri=environment.tracking_uri)
-
-
-def _make_database(path: Path) -> None:
-    """Make the database aside if it is not there: one whose tables are there in part MLflow refuses for ever."""
-    from mlflow.tracking import MlflowClient
-
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    uri = f"sqlite:///{aside}"
-    try:
-        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
-        with contextlib.suppress(FileExistsError):  # another process was first
-            path.hardlink_to(aside)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _experiment(mlflow: Any, environment: Environment) -> str:
+def _made_experiment(mlflow: Any, environment: Environment) -> str:
     with Explained("finding the MLflow experiment"):
-        found = mlflow.get_experiment_by_name(environment.experiment)
+        found = _experiment(mlflow, environment)
         if found is None:
             local = environment.tracking_uri.startswith("sqlite:///")
             place = (environment.home / "mlartifacts" / environment.experiment).as_uri() if local else None
             return str(mlflow.create_experiment(environment.experiment, artifact_location=place))
-        return str(found.experiment_id)
+        return found
 
 
 def _find(mlflow: Any, experiment: str, tags: Mapping[str, str]) -> str | None:
@@ -212,19 +44,22 @@ def _find(mlflow: Any, experiment: str, tags: Mapping[str, str]) -> str | None:
 
 
 def parent_run(environment: Environment, name: str | None = None, *, patient: bool = True) -> MlflowTracker:
-    """Find or make the pipeline's parent run.
+    """Find or make the pipeline's parent run; where KFP made one, that is it.
 
     Args:
-        environment: gives the address, the experiment and the pipeline run's id.
+        environment: gives the address, the experiment, the pipeline run's id, and the task's run where KFP made it.
         name: shown in the parent run's name.
         patient: False for a check that must answer within seconds.
     """
     mlflow = client(environment, timeout=120 if patient else 3)
-    experiment = _experiment(mlflow, environment)
+    tags = {RUN_TAG: environment.run_id, TASK_TAG: "pipeline"}
+    if environment.mlflow_run is not None:
+        with Explained("finding KFP's run of the pipeline"):
+            return MlflowTracker(mlflow, _tagged(mlflow, _above(mlflow, environment.mlflow_run), tags))
+    experiment = _made_experiment(mlflow, environment)
     with Explained("finding the parent run"):
-        found = _find(mlflow, experiment, {RUN_TAG: environment.run_id, TASK_TAG: "pipeline"})
+        found = _find(mlflow, experiment, tags)
         if found is None:
-            tags = {RUN_TAG: environment.run_id, TASK_TAG: "pipeline"}
             label = f"{name or 'tenfold'} {environment.run_id}"
             found = str(mlflow.create_run(experiment, tags=tags, run_name=label).info.run_id)
         elif name:
@@ -232,11 +67,29 @@ def parent_run(environment: Environment, name: str | None = None, *, patient: bo
     return MlflowTracker(mlflow, found)
 
 
+def _above(mlflow: Any, run_id: str) -> str:
+    """Return the run at the top: a task of a nested pipeline or a loop lies below that one's run."""
+    seen = {run_id}
+    while (above := mlflow.get_run(run_id).data.tags.get(_PARENT_TAG)) is not None and above not in seen:
+        seen.add(above)
+        run_id = above
+    return run_id
+
+
+def _tagged(mlflow: Any, run_id: str, tags: Mapping[str, str]) -> str:
+    """Give the run the tags that it lacks, and return its id."""
+    there = mlflow.get_run(run_id).data.tags
+    for key, value in tags.items():
+        if there.get(key) != value:
+            mlflow.set_tag(run_id, key, value)
+    return run_id
+
+
 def task_run(environment: Environment, task: str, *, started: int | None = None, reopen: bool = True) -> MlflowTracker:
-    """Find or make the nested run of ``task``; a retry adopts the run that the first try made.
+    """Find or make the nested run of ``task``; a retry adopts the run that the first try made, and KFP's is adopted.
 
     Args:
-        environment: gives the address, the experiment and the pipeline run's id.
+        environment: gives the address, the experiment, the pipeline run's id, and the task's run where KFP made it.
         task: the task's name.
         started: when its work began, in milliseconds, for a run that must be made; now if left out.
         reopen: whether a run that is found is marked as running again.
@@ -244,10 +97,13 @@ def task_run(environment: Environment, task: str, *, started: int | None = None,
     parent = parent_run(environment)
     mlflow, tags = parent.client, {RUN_TAG: environment.run_id, TASK_TAG: task}
     with Explained("making the nested run"):
-        experiment = mlflow.get_run(parent.run_id).info.experiment_id
-        found = _find(mlflow, experiment, tags)
+        if environment.mlflow_run is not None and environment.mlflow_run != parent.run_id:
+            found: str | None = _tagged(mlflow, environment.mlflow_run, tags)
+        else:
+            experiment = mlflow.get_run(parent.run_id).info.experiment_id
+            found = _find(mlflow, experiment, tags)
         if found is None:
-            tags["mlflow.parentRunId"] = parent.run_id
+            tags[_PARENT_TAG] = parent.run_id
             made = mlflow.create_run(experiment, start_time=started, tags=tags, run_name=task)
             return MlflowTracker(mlflow, str(made.info.run_id), adopted=False)
         if reopen:
@@ -259,19 +115,19 @@ def nested_run(environment: Environment, run_id: str, task: str) -> str | None:
     """Return the MLflow run of ``task`` in the pipeline run ``run_id``; None if there is none."""
     mlflow = client(environment)
     with Explained("finding a nested run"):
-        found = mlflow.get_experiment_by_name(environment.experiment)
-        return _find(mlflow, found.experiment_id, {RUN_TAG: run_id, TASK_TAG: task}) if found else None
+        experiment = _experiment(mlflow, environment)
+        return _find(mlflow, experiment, {RUN_TAG: run_id, TASK_TAG: task}) if experiment else None
 
 
 def close_runs(environment: Environment, status: str) -> None:
     """Close what a run left open in MLflow, its parent and its tasks, as FAILED or KILLED."""
     mlflow = client(environment, timeout=3)
     with Explained("closing the run"):
-        found = mlflow.get_experiment_by_name(environment.experiment)
-        if found is None:
+        experiment = _experiment(mlflow, environment)
+        if experiment is None:
             return
         condition = f"tags.`{RUN_TAG}` = '{environment.run_id}' and attributes.status = 'RUNNING'"
-        for run in mlflow.search_runs([found.experiment_id], condition):
+        for run in mlflow.search_runs([experiment], condition):
             mlflow.set_terminated(run.info.run_id, status)
 
 
@@ -289,11 +145,11 @@ def tasks_of(environment: Environment) -> list[TaskEnd]:
     """Return the tasks of this pipeline run, in the order in which they began."""
     mlflow = client(environment)
     with Explained("reading the run's tasks"):
-        found = mlflow.get_experiment_by_name(environment.experiment)
-        if found is None:
+        experiment = _experiment(mlflow, environment)
+        if experiment is None:
             return []
         condition = f"tags.`{RUN_TAG}` = '{environment.run_id}'"
-        runs = mlflow.search_runs([found.experiment_id], condition, order_by=["start_time ASC"])
+        runs = mlflow.search_runs([experiment], condition, order_by=["start_time ASC"])
     ends = []
     for run in runs:
         task, tags = run.data.tags.get(TASK_TAG, ""), run.data.tags
@@ -310,8 +166,8 @@ def ended_tasks(environment: Environment, task: str) -> set[str]:
     """
     mlflow = client(environment, timeout=3)
     with Explained("asking what is over"):
-        found = mlflow.get_experiment_by_name(environment.experiment)
-        runs = mlflow.search_runs([found.experiment_id], f"tags.`{TASK_TAG}` = '{task}'") if found is not None else []
+        experiment = _experiment(mlflow, environment)
+        runs = mlflow.search_runs([experiment], f"tags.`{TASK_TAG}` = '{task}'") if experiment is not None else []
     at_work = {run.data.tags[RUN_TAG] for run in runs if run.info.status == "RUNNING"}
     return {run.data.tags[RUN_TAG] for run in runs} - at_work
 
@@ -320,11 +176,11 @@ def latest_tasks(environment: Environment, limit: int = 200) -> dict[str, list[d
     """Return task → the tags of its finished runs, newest first: what ``tenfold plan`` compares with."""
     mlflow = client(environment, timeout=3)
     with Explained("reading earlier runs"):
-        found = mlflow.get_experiment_by_name(environment.experiment)
-        if found is None:
+        experiment = _experiment(mlflow, environment)
+        if experiment is None:
             return {}
         runs = mlflow.search_runs(
-            [found.experiment_id],
+            [experiment],
             "attributes.status = 'FINISHED'",
             max_results=limit,
             order_by=["start_time DESC"],

@@ -41,6 +41,8 @@ class Header:
         experiment: MLflow's experiment.
         address: MLflow's address, without credentials.
         started: when the attempt began, in milliseconds.
+        experiment_id: MLflow's experiment where KFP chose it.
+        mlflow_run: the task's run where KFP made it.
     """
 
     run_id: str
@@ -48,11 +50,16 @@ class Header:
     experiment: str
     address: str
     started: int
+    experiment_id: str | None = None
+    mlflow_run: str | None = None
 
     @classmethod
     def of(cls, environment: Environment, task: str) -> Header:
         """Return the header of an attempt of ``task`` that begins now."""
-        return cls(environment.run_id, task, environment.experiment, redact(environment.tracking_uri), now())
+        return cls(
+            environment.run_id, task, environment.experiment, redact(environment.tracking_uri), now(),
+            environment.experiment_id, environment.mlflow_run,
+        )  # fmt: skip
 
 
 class Spool:

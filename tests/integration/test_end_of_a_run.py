@@ -1,0 +1,119 @@
+"""The exit task: whatever became of a run, MLflow, the report and the cluster say so, and nothing is left running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_kubernetes import FakeKubernetes, serve
+from mlflow.tracking import MlflowClient
+
+from tenfold.components.finish.stage import run
+from tenfold.environment import Environment
+from tenfold.errors import TenfoldError
+from tenfold.progress import Reporter
+from tenfold.storage import open_store
+from tenfold.tracking import parent_run, task_run
+from tenfold.trainjob import TrainJobSpec, run_trainjob
+from tenfold.trainjob.spec import job_name
+
+SPEC = TrainJobSpec(image="registry/tenfold-gpu@sha256:" + "a" * 64, deadline_seconds=3600)
+
+
+@pytest.fixture
+def environment(mlflow_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Environment:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
+    monkeypatch.setenv("TENFOLD_RUN_ID", f"run-{tmp_path.name}")
+    return Environment.read()
+
+
+@pytest.fixture
+def end(tmp_path: Path) -> Callable[..., str]:
+    """Return what runs the exit task and returns the page that it wrote."""
+
+    def finish(*, succeeded: bool) -> str:
+        run(succeeded, tmp_path / "report", Environment.read(), Reporter("finish", tmp_path / "events.jsonl"))
+        return (tmp_path / "report").read_text()
+
+    return finish
+
+
+def status_of(environment: Environment, task: str) -> str:
+    client = MlflowClient(environment.tracking_uri)
+    experiment = client.get_experiment_by_name(environment.experiment)
+    (found,) = client.search_runs([experiment.experiment_id], f"tags.`tenfold.task` = '{task}'")
+    return str(found.info.status)
+
+
+def test_a_run_that_failed_is_closed_and_its_page_names_the_task_and_its_error(
+    environment: Environment, end: Callable[..., str]
+) -> None:
+    parent_run(environment, "my run")
+    task_run(environment, "preflight").finish("FINISHED")
+    pretrain = task_run(environment, "pretrain")
+    pretrain.tags({"tenfold.error": "the loss is not finite at step 3 <script>"})
+    page = end(succeeded=False)
+    assert status_of(environment, "pipeline") == status_of(environment, "pretrain") == "FAILED"
+    assert status_of(environment, "preflight") == "FINISHED"
+    assert "the loss is not finite at step 3 &lt;script&gt;" in page
+    assert environment.run_id in page
+    assert open_store(environment.store).read(f"runs/{environment.run_id}/report.html").decode() == page
+
+
+def test_a_run_that_failed_before_mlflow_was_found_has_a_page_too(end: Callable[..., str]) -> None:
+    assert "did not come to its end" in end(succeeded=False)
+
+
+def test_a_run_that_succeeded_is_finished_and_keeps_the_report_that_promotion_wrote(
+    environment: Environment, end: Callable[..., str]
+) -> None:
+    parent_run(environment, "my run")
+    open_store(environment.store).write(f"runs/{environment.run_id}/report.html", b"<html>the ladder</html>")
+    assert end(succeeded=True) == "<html>the ladder</html>"
+    assert status_of(environment, "pipeline") == "FINISHED"
+
+
+def test_where_mlflow_is_away_the_page_cannot_be_made_and_the_task_fails_by_one_message(
+    end: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TenfoldError, match="MLFLOW_TRACKING_URI"):
+        end(succeeded=False)
+
+
+# --- left-over TrainJobs -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubernetes]:
+    for made in serve():
+        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig(tmp_path / "kubeconfig")))
+        monkeypatch.setenv("TENFOLD_TRAINJOB", SPEC.to_json())
+        yield made
+
+
+def test_jobs_that_the_run_left_are_deleted_and_those_of_other_runs_are_not(
+    environment: Environment, cluster: FakeKubernetes, end: Callable[..., str], tmp_path: Path
+) -> None:
+    for run_id in (environment.run_id, "another"):
+        run_trainjob(
+            SPEC, "pretrain", run_id, ["python3"], {}, Reporter("pretrain", tmp_path / "log"), poll_seconds=0.01
+        )
+    cluster.deletion_reads = 0
+    parent_run(environment)
+    end(succeeded=False)
+    assert list(cluster.jobs) == [job_name("pretrain", "another")]
+
+
+def test_without_the_right_to_delete_jobs_the_rest_is_done_all_the_same(
+    environment: Environment, cluster: FakeKubernetes, end: Callable[..., str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    parent_run(environment)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(TenfoldError, match="no Kubernetes cluster"):
+        end(succeeded=False)
+    assert status_of(environment, "pipeline") == "FAILED"
+    assert "did not come to its end" in (tmp_path / "report").read_text()
