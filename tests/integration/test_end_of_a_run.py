@@ -18,7 +18,7 @@ from tenfold.tracking import parent_run, task_run
 from tenfold.trainjob import TrainJobSpec, run_trainjob
 from tenfold.trainjob.spec import job_name
 
-SPEC = TrainJobSpec(image="registry/tenfold-gpu@sha256:" + "a" * 64, deadline_seconds=3600)
+SPEC = TrainJobSpec(image="registry/tenfold-gpu@sha256:" + "a" * 64, nodes=1, gpus_per_node=1, deadline_seconds=3600)
 
 
 @pytest.fixture
