@@ -17,10 +17,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL, SECRET
 from tenfold.errors import ConfigError, first_fault
-from tenfold.trainjob import Quantity, TrainJobSpec
+from tenfold.trainjob import Needs, Quantity, TrainJobSpec
 
-#: Annotation of a pod that says how many GPUs its task is to see.
-GPUS = "tenfold.dev/gpus"
+#: Annotations of pods: how many GPUs a task is to see, and for preflight those that the pipeline asks for.
+GPUS, NEEDS = "tenfold.dev/gpus", "tenfold.dev/needs"
 
 
 class _Settings(BaseModel):
@@ -74,6 +74,7 @@ class ClusterSettings(_Settings):
         user: numeric user and group that the images have; OpenShift gives its own.
         retries: further tries of a task that failed.
         backoff_seconds: pause before the first of them; it doubles, up to an hour.
+        autoscaled: nodes are added as pods ask for them, so that preflight does not look at those that are there.
         days_kept: for which the cluster keeps the pods of a run that is over.
     """
 
@@ -87,6 +88,7 @@ class ClusterSettings(_Settings):
     user: int = Field(default=10001, ge=1)
     retries: int = Field(default=3, ge=0)
     backoff_seconds: int = Field(default=60, ge=0)
+    autoscaled: bool = False
     days_kept: float = Field(default=7, gt=0)
 
     @classmethod
@@ -117,9 +119,17 @@ class Placement:
         self.settings = settings
 
     def __call__(
-        self, component: Callable[..., dsl.PipelineTask], pod: Pod, trainjob: TrainJobSpec | None = None
-    ) -> Callable[..., dsl.PipelineTask]:
-        """Return ``component`` as one whose tasks run in such a pod, or have a TrainJob do their training."""
+        self, component: Callable[..., dsl.PipelineTask], pod: Pod, trainjob: TrainJobSpec | None = None,
+        needs: Needs | None = None,
+    ) -> Callable[..., dsl.PipelineTask]:  # fmt: skip
+        """Return ``component`` as one whose tasks run in such a pod, or have a TrainJob do their training.
+
+        Args:
+            component: of the pipeline.
+            pod: for its tasks.
+            trainjob: that does their work.
+            needs: which its tasks are to compare with what the cluster has.
+        """
 
         def task(**arguments: Any) -> dsl.PipelineTask:
             made = component(**arguments)
@@ -128,9 +138,21 @@ class Placement:
             self._secure(made, pod)
             if trainjob is not None:
                 made.set_env_variable("TENFOLD_TRAINJOB", trainjob.to_json())
+            if needs is not None:
+                kubernetes.add_pod_annotation(made, NEEDS, needs.model_dump_json(exclude_none=True))
+                kubernetes.use_field_path_as_env(made, "TENFOLD_NEEDS", f"metadata.annotations['{NEEDS}']")
             return made
 
         return task
+
+    def needs(self, trainjob: TrainJobSpec | None) -> Needs:
+        """Return what the pipeline asks for at its largest."""
+        settings = self.settings
+        pods = {"accelerator": settings.accelerator, "autoscaled": settings.autoscaled}
+        if trainjob is not None and trainjob.gpus_per_node * trainjob.nodes >= settings.infer.gpus:
+            job = {"gpus": trainjob.gpus_per_node, "pods": trainjob.nodes, "queue": trainjob.queue}
+            return Needs(**pods, **job, namespace=trainjob.namespace)
+        return Needs(**pods, gpus=max(settings.infer.gpus, 0 if trainjob else settings.train.gpus))
 
     def _surround(self, task: dsl.PipelineTask) -> None:
         """Let the task know its run's identity, addresses and credentials; absent credentials mean the pod's role."""

@@ -53,7 +53,8 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
             return place(component(images.gpu), place.settings.train)
         return place(component(images.cpu), launcher(control, trainjob), trainjob)
 
-    preflight, sharding = place(preflight_component(images.cpu), control), shard_component(images.cpu, place)
+    preflight = place(preflight_component(images.cpu), control, needs=place.needs(trainjob))
+    sharding = shard_component(images.cpu, place)
     augment, pretrain = place(augment_component(images.gpu), infer), trained(pretrain_component)
     baseline, finetune = trained(baseline_component), trained(finetune_component)
     self_train, pseudo_label = trained(self_train_component), place(pseudo_label_component(images.gpu), infer)

@@ -87,6 +87,7 @@ class FakeKubernetes:
         self.forbidden: set[tuple[str, str]] = set()
         self.runtimes = {"torch-distributed"}
         self.installed = True
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}  # (resource, name; "" for all of them) → answer
         self.lost_answers = 0  # creations that happen, and are not answered
         self.deletion_reads = 1
         self.log = ["pretrain: started", "pretrain: done in 0:01"]
@@ -186,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         found = re.fullmatch(
-            r"/(?:api/v1|apis/(?P<group>[\w.]+)/\w+)(?:/namespaces/(?P<namespace>[\w-]+))?/(?P<kind>[a-z]+)"
+            r"/(?:api/v1|apis/(?P<group>[\w.-]+)/\w+)(?:/namespaces/(?P<namespace>[\w-]+))?/(?P<kind>[a-z]+)"
             r"(?:/(?P<name>[\w.-]+))?(?P<log>/log)?",
             url.path,
         )
@@ -210,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
         if group and not self.fake.installed:
             return self._send(404, b"404 page not found\n", "text/plain")
+        if (resource, name) in self.fake.objects:
+            return self._json(200, self.fake.objects[resource, name])
         with self.fake.lock:
             if resource == "trainjobs":
                 return self._jobs(verb, name, body, query)

@@ -20,6 +20,7 @@ from tenfold.progress import Reporter
 from tenfold.progress import count as counted
 from tenfold.storage import FileStore, free_bytes, open_store
 from tenfold.tracking import parent_run, send_left
+from tenfold.trainjob import Needs, check_capacity
 
 #: At most this many images of a source are looked at.
 LISTED = 200_000
@@ -132,8 +133,10 @@ def check(config: RunConfig) -> str | None:
 
 
 def run(request: Request, environment: Environment) -> tuple[RunConfig, str | None]:
-    """Check the run, open the store, make the parent run in MLflow, and send it what earlier runs could not."""
+    """Check run and cluster, open the store, make MLflow's parent run, and send it what earlier runs could not."""
     config = request.resolve()
+    if environment.needs is not None:
+        check_capacity(Needs.parse(environment.needs), Reporter("preflight", environment.events))
     listing = check(config)
     store = open_store(environment.store, patient=False)
     store.write(f"runs/{environment.run_id}/config.json", config.model_dump_json(indent=1).encode())

@@ -48,6 +48,8 @@ class Environment:
         threads: threads for computing (``TENFOLD_THREADS``, default: the cores that this process, or its container, may
             use).
         gpus: that this process must see (``TENFOLD_GPUS``, from the pod's annotation); None: whatever there is.
+        needs: the GPUs that the pipeline asks for, for preflight to look at (``TENFOLD_NEEDS``, from the pod's
+            annotation, a :class:`tenfold.trainjob.Needs` as JSON).
         processes: that train together on this machine (``TENFOLD_PROCESSES``, default: one for each GPU, else one).
         resume_resized: go on from a checkpoint of another number of processes (``TENFOLD_RESUME_RESIZED``).
         checkpoint_seconds: at most this much work is lost by a kill (``TENFOLD_CHECKPOINT_SECONDS``).
@@ -70,6 +72,7 @@ class Environment:
     device: str
     threads: int
     gpus: int | None
+    needs: str | None
     processes: int | None
     resume_resized: bool
     checkpoint_seconds: float
@@ -97,6 +100,7 @@ class Environment:
             device=_device(get("TENFOLD_DEVICE") or "auto"),
             threads=_count("TENFOLD_THREADS", cores(), least=1),
             gpus=_count("TENFOLD_GPUS", 0) or None,
+            needs=get("TENFOLD_NEEDS") or None,
             processes=_count("TENFOLD_PROCESSES", 0) or None,
             resume_resized=bool(_number("TENFOLD_RESUME_RESIZED", 0)),
             checkpoint_seconds=_number("TENFOLD_CHECKPOINT_SECONDS", 60.0),

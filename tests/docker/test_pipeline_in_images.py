@@ -14,7 +14,12 @@ from mlflow.tracking import MlflowClient
 
 from tenfold.pipelines.semi_supervised import Images, build
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.timeout(3600),
+    # sizes of pods are the cluster's affair
+    pytest.mark.filterwarnings("ignore:Task .* settings .* have no effect:UserWarning"),
+]
 TASKS = {"preflight", "shard", "augment", "pretrain", "baseline", "finetune", "self_train", "pseudo_label", "distill",
          "evaluate", "promote"}  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def test_every_task_learns_run_id_addresses_and_credentials_from_its_pod(compile
     for name, executor in executors.items():
         field, *others = executor["fieldPathAsEnv"]
         assert field == {"name": "TENFOLD_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}, name
-        assert [each["name"] for each in others] == (["TENFOLD_GPUS"] if name in WITH_GPU else [])
+        also = {"preflight": ["TENFOLD_NEEDS"]} | {each: ["TENFOLD_GPUS"] for each in WITH_GPU}
+        assert [each["name"] for each in others] == also.get(name, [])
         told = {pair["envVar"] for entry in executor["configMapAsEnv"] for pair in entry["keyToEnv"]}
         assert {"TENFOLD_STORE", "MLFLOW_TRACKING_URI"} <= told
         (secret,) = executor["secretAsEnv"]
@@ -251,6 +253,8 @@ def test_with_a_trainjob_the_training_tasks_are_small_cpu_pods_that_know_the_job
         assert int(executor["activeDeadlineSeconds"]) == 2 * 36000 + 3600, "as long in a queue as at work"
         promote = platform_of(path)["promote"]
         assert {**executor, "activeDeadlineSeconds": 0} == {**promote, "activeDeadlineSeconds": 0}
+    needs = platform_of(path)["preflight"]["podMetadata"]["annotations"]["tenfold.dev/needs"]
+    assert {"gpus": 8, "pods": 4, "queue": "gpus"}.items() <= json.loads(needs).items()
     launched, alone = (next(yaml.safe_load_all(each.read_text())) for each in (path, compiled))
     for each in (launched, alone):
         del each["deploymentSpec"]

@@ -47,7 +47,7 @@ class Cluster:
         from kubeflow.trainer import TrainerClient
 
         self._patience, self._pause, self._tell = patience, pause, tell
-        configuration, self.namespace = _connection(namespace)
+        configuration, self.namespace = connection(namespace)
         # it reads a ConfigMap that decides nothing, and warns where the role does not allow that
         logging.getLogger("kubeflow.trainer.backends.kubernetes.backend").setLevel(logging.ERROR)
 
@@ -179,8 +179,12 @@ def pod_selector(name: str) -> str:
     return f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={NODE}"
 
 
-def _connection(namespace: str | None) -> tuple[Any, str]:
-    """Return the client's configuration and the namespace: KUBECONFIG's, else the own pod's, else ~/.kube/config's."""
+def connection(namespace: str | None) -> tuple[Any, str]:
+    """Return the client's configuration and the namespace: KUBECONFIG's, else the own pod's, else ~/.kube/config's.
+
+    Raises:
+        ConfigError: there is neither a kubeconfig nor a service account.
+    """
     from kubernetes import client, config
 
     configuration = client.Configuration()

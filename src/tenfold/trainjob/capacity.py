@@ -1,0 +1,167 @@
+"""Whether the cluster can ever give the GPUs that the pipeline asks for, as far as this pod's role lets it look.
+
+A task that asks for more than any node has waits for ever; preflight says so in seconds. What may not be looked at is
+said to be unchecked, and is no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tenfold.errors import ConfigError, TrainJobError, first_fault
+from tenfold.progress import Reporter, count
+from tenfold.trainjob.cluster import connection
+from tenfold.trainjob.refusals import answer
+
+_LIMITS = (3, 10)  # seconds for connecting and for each answer: a preflight does not wait
+_KUEUE = {"group": "kueue.x-k8s.io", "version": "v1beta1"}
+
+
+class Needs(BaseModel):
+    """What the pipeline asks for at its largest.
+
+    Attributes:
+        accelerator: the resource that a GPU is.
+        gpus: of its largest pod.
+        pods: that many such pods at once.
+        queue: Kueue's local queue, where a TrainJob waits in one.
+        namespace: of the TrainJobs; without one that of the own pod.
+        autoscaled: nodes are added as pods ask for them, so that those that are there now say nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accelerator: str
+    gpus: int = Field(ge=0)
+    pods: int = Field(default=1, ge=1)
+    queue: str | None = None
+    namespace: str | None = None
+    autoscaled: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Needs:
+        """Read what was compiled into the pipeline.
+
+        Raises:
+            ConfigError: another version wrote it.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ConfigError(
+                f"TENFOLD_NEEDS does not fit this version ({first_fault(error.errors())}); compile the pipeline again"
+            ) from None
+
+
+class _UnseenError(Exception):
+    """What was asked for cannot be seen from here; the message says why."""
+
+
+def check_capacity(needs: Needs, reporter: Reporter) -> None:
+    """Compare what is needed with Kueue's quota and with the nodes' allocatable GPUs.
+
+    Args:
+        needs: of the pipeline.
+        reporter: told what was found, and what was not checked.
+
+    Raises:
+        ConfigError: the cluster can never run it.
+    """
+    if needs.gpus == 0:
+        return
+    from kubernetes import client
+
+    try:
+        configuration, namespace = connection(needs.namespace)
+    except ConfigError as error:
+        reporter.note(f"GPUs: not checked: {error}")
+        return
+    with client.ApiClient(configuration) as api:
+        if needs.queue is not None:
+            _told(reporter, "the queue's quota", lambda: _check_queue(api, namespace, needs))
+        if needs.autoscaled:
+            reporter.note("GPUs: not checked, since nodes are added as they are asked for (autoscaled)")
+        else:
+            _told(reporter, "the nodes' GPUs", lambda: _check_nodes(api, needs))
+
+
+def _told(reporter: Reporter, what: str, check: Callable[[], str]) -> None:
+    try:
+        reporter.note(check())
+    except _UnseenError as error:
+        reporter.note(f"{what}: not checked: {error}")
+
+
+def _check_nodes(api: Any, needs: Needs) -> str:
+    from kubernetes import client
+
+    nodes = _asked(lambda: client.CoreV1Api(api).list_node(_request_timeout=_LIMITS)).items
+    there = [int((node.status.allocatable or {}).get(needs.accelerator, 0)) for node in nodes]
+    largest, fit = max(there, default=0), sum(each // needs.gpus for each in there)
+    asked = f"{count(needs.pods, 'pod')} with {needs.gpus} {needs.accelerator}"
+    if fit < needs.pods:
+        raise ConfigError(
+            f"the pipeline asks for {asked} at once, and the cluster's {count(len(there), 'node')} can hold {fit}: the "
+            f"largest has {largest} allocatable. Ask for fewer (gpus in the file of `tenfold compile --cluster`, or "
+            "--gpus-per-node and --nodes), look whether the GPUs' device plugin runs, or set autoscaled: true there"
+        )
+    return f"the nodes have {sum(there)} {needs.accelerator}, up to {largest} each; asked for: {asked}"
+
+
+def _check_queue(api: Any, namespace: str, needs: Needs) -> str:
+    from kubernetes import client
+
+    custom = client.CustomObjectsApi(api)
+    local = _asked(
+        lambda: custom.get_namespaced_custom_object(
+            **_KUEUE, namespace=namespace, plural="localqueues", name=needs.queue, _request_timeout=_LIMITS
+        ),
+        absent=f"there is no LocalQueue {needs.queue} in the namespace {namespace}; its TrainJobs would wait for ever: "
+        "take one that is there (--queue), or let an administrator make it",
+    )
+    name = local["spec"]["clusterQueue"]
+    queue = _asked(
+        lambda: custom.get_cluster_custom_object(**_KUEUE, plural="clusterqueues", name=name, _request_timeout=_LIMITS),
+        absent=f"the LocalQueue {needs.queue} leads to a ClusterQueue {name}, which is not there",
+    )
+    given = [
+        Decimal(str(resource["nominalQuota"])) + Decimal(str(resource.get("borrowingLimit") or 0))
+        for group in queue["spec"].get("resourceGroups", [])
+        for flavor in group["flavors"]
+        for resource in flavor["resources"]
+        if resource["name"] == needs.accelerator
+    ]
+    wanted = needs.gpus * needs.pods
+    # a queue of a cohort without a limit of its own may borrow what others leave
+    borrows = bool(queue["spec"].get("cohort") or queue["spec"].get("cohortName"))
+    if sum(given) < wanted and not borrows:
+        raise ConfigError(
+            f"a TrainJob asks for {wanted} {needs.accelerator}, and the ClusterQueue {name} never gives more than "
+            f"{sum(given)}: ask for fewer (--nodes, --gpus-per-node), or for a larger quota"
+        )
+    return f"the ClusterQueue {name} gives up to {sum(given)} {needs.accelerator}; asked for: {wanted}"
+
+
+def _asked(call: Callable[[], Any], absent: str | None = None) -> Any:
+    """Return the API server's answer.
+
+    Raises:
+        ConfigError: what was asked for is not there, and must be (``absent``).
+        _UnseenError: it may not be read, or the server does not answer.
+    """
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return call()
+    except ApiException as error:
+        status, message, details = answer(error)
+        if status == 404 and details.get("name") and absent is not None:
+            raise ConfigError(absent) from None
+        raise _UnseenError(message) from None
+    except (HTTPError, OSError, TrainJobError) as error:
+        raise _UnseenError(f"the Kubernetes API server does not answer ({type(error).__name__})") from None
