@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tenfold.environment import Environment
-from tenfold.errors import StorageError, TenfoldError
+from tenfold.errors import TenfoldError
 from tenfold.progress import Reporter
 from tenfold.progress import count as counted
 from tenfold.report.unfinished import render_unfinished
@@ -33,7 +33,7 @@ def run(succeeded: bool, report: Path, environment: Environment, reporter: Repor
         except TenfoldError as error:
             troubles.append(error)
     try:
-        report.write_bytes(_page(succeeded, environment))
+        report.write_bytes(page_of(environment, succeeded=succeeded))
     except TenfoldError as error:
         troubles.append(error)
     for trouble in troubles[1:]:
@@ -57,14 +57,19 @@ def _close(succeeded: bool, environment: Environment, reporter: Reporter) -> Non
         close_runs(environment, "FAILED")
 
 
-def _page(succeeded: bool, environment: Environment) -> bytes:
-    """Return the page that promote wrote; of a run that failed, or of which that page is gone, one of its tasks."""
+def page_of(environment: Environment, *, succeeded: bool = True) -> bytes:
+    """Return the page that promote wrote; of a run that failed, or of which that page is gone, one of its tasks.
+
+    Args:
+        environment: gives the run's id, the store and MLflow.
+        succeeded: False where the run is known to have failed.
+
+    Raises:
+        TenfoldError: the store or MLflow is away.
+    """
     store, key = open_store(environment.store), f"runs/{environment.run_id}/report.html"
-    if succeeded:
-        try:
-            return store.read(key)
-        except StorageError:
-            pass
+    if succeeded and store.exists(key):
+        return store.read(key)
     page = render_unfinished(environment.run_id, tasks_of(environment)).encode()
     store.write(key, page)
     return page

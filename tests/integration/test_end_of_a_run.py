@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from fake_kubernetes import FakeKubernetes, serve
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
+from tenfold.cli.app import app
 from tenfold.components.finish.stage import run
 from tenfold.environment import Environment
-from tenfold.errors import TenfoldError
+from tenfold.errors import DataError, TenfoldError
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
 from tenfold.tracking import parent_run, task_run
@@ -81,6 +83,22 @@ def test_where_mlflow_is_away_the_page_cannot_be_made_and_the_task_fails_by_one_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(TenfoldError, match="MLFLOW_TRACKING_URI"):
         end(succeeded=False)
+
+
+def test_the_report_of_a_run_that_was_cut_off_is_made_on_demand(environment: Environment, home: Path) -> None:
+    parent_run(environment)
+    task_run(environment, "pretrain").tags({"tenfold.error": "told to end"})
+    told = CliRunner().invoke(app, ["report", environment.run_id])
+    assert told.exit_code == 0, told.output
+    page = Path(told.output.strip())
+    assert page == home / "runs" / environment.run_id / "report.html"
+    assert "told to end" in page.read_text()
+
+
+def test_the_report_of_a_run_that_nobody_knows_is_refused(environment: Environment) -> None:
+    told = CliRunner().invoke(app, ["report", "never-was"])
+    assert isinstance(told.exception, DataError)
+    assert "knows a run never-was" in str(told.exception)
 
 
 # --- left-over TrainJobs -------------------------------------------------------------------------------
