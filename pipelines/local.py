@@ -18,6 +18,7 @@ import psutil
 from tenfold.environment import Environment, allocator
 from tenfold.errors import TenfoldError
 from tenfold.fingerprint import source_digest
+from tenfold.pipelines.cluster import ClusterSettings
 from tenfold.pipelines.semi_supervised import Images, build
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
@@ -62,7 +63,7 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
     closed = True
     try:
         with _inherited(environment, temporary), (folder / "pipeline.log").open("a", buffering=1) as log:
-            pipeline = build(local_images())
+            pipeline = build(local_images(), cluster=ClusterSettings(retries=0))  # kfp.local would wait a minute
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 pipeline(**arguments)
         _send_waiting(environment)

@@ -37,7 +37,8 @@ def run(succeeded: bool, report: Path, environment: Environment, reporter: Repor
     except TenfoldError as error:
         troubles.append(error)
     for trouble in troubles[1:]:
-        reporter.warn(str(trouble))
+        if type(trouble) is not type(troubles[0]):  # else MLflow is away, which is told once
+            reporter.warn(str(trouble))
     if troubles:
         raise troubles[0]
 

@@ -19,6 +19,8 @@ from tenfold.errors import ConfigError
 # MLflow's telemetry sets and removes a variable of the environment in several threads, and now and then a call to the
 # tracking server fails by it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Its client prints an address for each run that ends, password and all.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 #: Where a cluster's pods find addresses, settings and credentials, by fixed names; the keys are the variables' names.

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from tenfold.errors import StorageError
+from tenfold.errors import StorageError, redact
 from tenfold.storage.files import FileStore
 from tenfold.storage.s3 import S3Store
 from tenfold.storage.store import Content, Entry, Span, Store
@@ -25,6 +25,11 @@ def open_store(uri: str, *, patient: bool = True) -> Store:
         bucket, _, prefix = uri.partition("://")[2].partition("/")  # a key may hold ? and #
         if not bucket:
             raise StorageError(f"'{uri}' names no bucket; write s3://bucket/prefix")
+        if "@" in bucket or ":" in bucket:
+            raise StorageError(
+                f"'{redact(uri)}': an s3:// address holds a bucket's name and no credentials; give them by the "
+                "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and take them out of where this one stood"
+            )
         return S3Store(bucket, prefix, patient=patient)
     if scheme == "file":
         return FileStore(Path(unquote(urlparse(uri).path)))

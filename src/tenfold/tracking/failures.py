@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tenfold.environment import Environment
 from tenfold.errors import TrackingError, redact
 
@@ -28,9 +30,23 @@ class Explained:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, TrackingError):
-            reason = redact(str(error)).strip().split("\n")[0][:300]
+            reason = redact(_brief(str(error)))
             address = redact(Environment.read().tracking_uri)
             raise _class_of(error)(f"{self.doing} failed at {address}: {reason}; check MLFLOW_TRACKING_URI") from error
+
+
+def _brief(text: str) -> str:
+    """Return the cause at the bottom of what requests and urllib3 say of a connection; of anything else the first line.
+
+    Their own words name the request and its retries first, at length.
+    """
+    if "Max retries exceeded" in text or "Connection aborted" in text:
+        if "timed out" in text:
+            return "no answer in time"
+        found = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", text)
+        if found is not None:
+            return found[1].strip().lower()
+    return text.strip().split("\n")[0][:300]
 
 
 def _class_of(error: Exception) -> type[TrackingError]:
