@@ -1,0 +1,280 @@
+"""Upload, submit, schedule, list and stop against a small API server: what is sent, and what is said."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fake_kfp import NAMESPACE, TOKEN, FakeKubeflow, serve
+
+from tenfold import __version__
+from tenfold.errors import AGAIN, ConfigError
+from tenfold.pipelines.compile import compile_pipeline
+from tenfold.pipelines.connection import Connection
+from tenfold.pipelines.refusals import KubeflowError
+from tenfold.pipelines.semi_supervised import Images
+from tenfold.pipelines.upload import PIPELINES, upload
+
+TENFOLD = str(Path(sys.executable).parent / "tenfold")
+IMAGES = Images("registry/cpu@sha256:" + "a" * 64, "registry/gpu@sha256:" + "b" * 64)
+NAME = "tenfold-semi-supervised"
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubeflow]:
+    for name in [name for name in os.environ if name.startswith(("KF_PIPELINES_", "KFP_", "KUBE"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # kfp's own settings and the kubeconfig are looked for there
+    for made in serve():
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", made.address)
+        monkeypatch.setenv("KFP_EXISTING_TOKEN", TOKEN)
+        yield made
+
+
+@pytest.fixture
+def call(home: Path) -> Call:
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        surroundings = {**os.environ, "COLUMNS": "200", **environment}
+        done = subprocess.run(
+            [TENFOLD, *arguments], env=surroundings, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert "Traceback" not in done.stdout + done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    compile_pipeline(path, IMAGES)
+    return path
+
+
+# --- upload ------------------------------------------------------------------------------------------------
+
+
+def test_upload_compiles_makes_the_pipeline_and_sends_a_version_named_by_its_digest(
+    fake: FakeKubeflow, call: Call, compiled: Path
+) -> None:
+    done = call("upload", "--cpu-image", IMAGES.cpu, "--gpu-image", IMAGES.gpu)
+    assert done.returncode == 0, done.stderr
+    version = f"{__version__}-{hashlib.sha256(compiled.read_bytes()).hexdigest()[:12]}"
+    assert done.stdout == f"{NAME} {version}: uploaded\n"
+    ((pipeline_id, held),) = fake.versions.items()
+    assert f"{fake.address}/#/pipelines/details/{pipeline_id}/version/{held[0]['pipeline_version_id']}" in done.stderr
+    (made,) = fake.bodies("pipeline_service_create_pipeline")
+    assert (made["body"]["display_name"], made["body"]["name"]) == (NAME, NAME)
+    assert "namespace" not in made["body"]
+    (sent,) = fake.bodies("upload_pipeline_version")
+    assert sent["query"] == {"name": version, "pipelineid": pipeline_id, "description": f"tenfold {__version__}"}
+    assert sent["body"]["content"] == compiled.read_bytes()
+
+
+def test_the_same_bytes_are_one_version_and_others_a_new_one(
+    fake: FakeKubeflow, compiled: Path, tmp_path: Path
+) -> None:
+    connection = Connection()
+    first, again = upload(connection, compiled), upload(connection, compiled)
+    assert (first.fresh, again.fresh, again.version, again.link) == (True, False, first.version, first.link)
+    other = tmp_path / "other.yaml"
+    compile_pipeline(other, Images(IMAGES.cpu, "registry/gpu@sha256:" + "c" * 64))
+    assert upload(connection, other).version != first.version
+    assert (len(fake.pipelines), fake.count("upload_pipeline_version")) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "a placeholder that no registry holds: give --cpu-image and --gpu-image"),
+        (["--cpu-image", "registry/cpu:1", "--gpu-image", IMAGES.gpu], "registry/cpu:1: not named by digest"),
+        (["--pipeline", "semi-supervized"], "did you mean 'semi-supervised'?"),
+    ],
+)
+def test_what_no_cluster_should_run_is_refused_before_anything_is_sent(
+    fake: FakeKubeflow, call: Call, options: list[str], said: str
+) -> None:
+    done = call("upload", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert fake.requests == []
+
+
+def test_tags_are_taken_when_asked_for_and_a_trainjobs_image_counts_too(
+    fake: FakeKubeflow, compiled: Path, tmp_path: Path
+) -> None:
+    tagged = tmp_path / "tagged.yaml"
+    tagged.write_text(compiled.read_text().replace(IMAGES.gpu, "registry/gpu:latest"))
+    with pytest.raises(ConfigError, match="registry/gpu:latest: not named by digest"):
+        upload(Connection(), tagged)
+    assert upload(Connection(), tagged, allow_tags=True).fresh
+    spec, *platform = yaml.safe_load_all(compiled.read_text())
+    spec["deploymentSpec"]["executors"]["exec-pretrain"]["container"]["env"] = [
+        {"name": "TENFOLD_TRAINJOB", "value": '{"image": "registry/train:latest"}'}
+    ]
+    tagged.write_text(yaml.safe_dump_all([spec, *platform]))
+    with pytest.raises(ConfigError, match="registry/train:latest: not named by digest"):
+        upload(Connection(), tagged)
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "pipelineInfo: {name: other}\ndeploymentSpec: {executors: {}}", "- 1"])
+def test_a_file_that_is_none_of_the_pipelines_is_refused(fake: FakeKubeflow, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"is no compiled pipeline|not tenfold's"):
+        upload(Connection(), path)
+    with pytest.raises(ConfigError, match="No such file"):
+        upload(Connection(), tmp_path / "absent.yaml")
+
+
+def test_an_installation_of_many_users_wants_a_namespace_and_gets_it_in_every_call(
+    fake: FakeKubeflow, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.multi_user = True
+    with pytest.raises(ConfigError, match="for many users: give --namespace, or set KFP_NAMESPACE"):
+        Connection()
+    upload(Connection(NAMESPACE), compiled)
+    (made,) = fake.bodies("pipeline_service_create_pipeline")
+    assert made["body"]["namespace"] == NAMESPACE
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------------
+
+FORBIDDEN = (
+    "Failed to authorize with API: PermissionDenied: User 'ada@example.com' is not authorized with reason:  (request: "
+    "&ResourceAttributes{Namespace:team,Verb:create,Group:pipelines.kubeflow.org,Version:v1beta1,Resource:pipelines,"
+    "Subresource:,Name:,}): Unauthorized access"
+)
+PROXY = (
+    'services "ml-pipeline:http" is forbidden: User "ada" cannot get resource "services/proxy" in API group "" in the '
+    'namespace "kubeflow"'
+)
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "status"),
+    [
+        (401, r"missing or has expired \(HTTP 401.*log in again: renew KFP_EXISTING_TOKEN", 2),
+        ((403, FORBIDDEN), "ada@example.com may not create pipelines in the namespace team: ask .*pipelines-edit", 2),
+        ((403, PROXY), "ada may not get services/proxy in the namespace kubeflow", 2),
+        (403, "ask for Kubeflow's role kubeflow-pipelines-edit", 2),
+        (409, "has one of that name already", 2),
+        (400, r"refused it \(HTTP 400: 400 by the test\)", 2),
+        (429, "the same again may work", AGAIN),
+        (500, r"failed \(HTTP 500: 500 by the test\); the same again may work", AGAIN),
+        (503, r"failed \(HTTP 503.*may work", AGAIN),
+        ("html", "an answer that is not Kubeflow Pipelines'", 2),
+        ("text", "an answer that is not Kubeflow Pipelines'", 2),
+        ("list", "an answer that is not Kubeflow Pipelines'", 2),
+        ("binary", "an answer that is not Kubeflow Pipelines'", 2),
+        ("empty", "an answer without an id", 2),
+        ("reset", "broke the connection off", AGAIN),
+        ("silent", "did not answer in time", AGAIN),
+        ("login", "sends its callers elsewhere.*not logged in", 2),
+    ],
+)
+@pytest.mark.parametrize("name", ["pipeline_service_create_pipeline", "upload_pipeline_version"])
+def test_a_refusal_or_an_outage_is_one_line_with_its_cure(
+    fake: FakeKubeflow, compiled: Path, name: str, how: Any, said: str, status: int
+) -> None:
+    fake.faults = [(name, how)]
+    connection = Connection(limits=(5, 0.5))
+    with pytest.raises(KubeflowError, match=said) as caught:
+        upload(connection, compiled)
+    assert caught.value.exit_code == status
+    assert "\n" not in str(caught.value)
+    assert fake.address in str(caught.value)
+    assert fake.count(name) == 1, "nothing is sent twice in silence"
+
+
+@pytest.mark.parametrize("how", ["html", "binary", "silent", "reset", "login", 500])
+def test_an_endpoint_that_is_something_else_is_told_at_once(fake: FakeKubeflow, how: Any) -> None:
+    fake.faults = [("healthz_service_get_healthz", how)]
+    with pytest.raises(KubeflowError, match=f"could not connect: {fake.address}"):
+        Connection(limits=(5, 0.5))
+    assert fake.requests == ["healthz_service_get_healthz"]
+
+
+def test_a_lost_answer_of_a_call_that_makes_something_says_that_it_may_be_made(
+    fake: FakeKubeflow, compiled: Path
+) -> None:
+    fake.faults = [("upload_pipeline_version", "reset")]
+    with pytest.raises(KubeflowError, match="whether it was done is not known"):
+        upload(Connection(), compiled)
+
+
+def test_an_address_with_nothing_behind_it_is_told_with_what_to_check(
+    fake: FakeKubeflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address, said, status in (
+        ("http://127.0.0.1:9", r"takes no connection \(.*refused.*KF_PIPELINES_ENDPOINT.*port-forward", AGAIN),
+        ("http://no-such-host.invalid", "there is no host of that name", 2),
+        ("http://[::", "no address", 2),
+        (fake.address.replace("http://", "https://"), "does not speak TLS", 2),
+        (fake.address.removesuffix("/pipeline"), "has no such path.*ends in /pipeline", 2),
+    ):
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", address)
+        with pytest.raises(KubeflowError, match=said) as caught:
+            Connection()
+        assert caught.value.exit_code == status, address
+
+
+def test_without_an_address_and_a_cluster_the_setting_is_named(
+    fake: FakeKubeflow, call: Call, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
+    done = call("upload", str(compiled))
+    assert done.returncode == 2
+    assert "set KF_PIPELINES_ENDPOINT to the address of its API" in done.stderr
+    assert (done.stdout, len(done.stderr.splitlines())) == ("", 1)
+
+
+def test_secrets_of_the_address_and_the_environment_are_in_no_output(
+    fake: FakeKubeflow, call: Call, compiled: Path
+) -> None:
+    address = fake.address.replace("http://", "http://ada:hidden-password@")
+    secrets = {"AWS_SECRET_ACCESS_KEY": "hidden-key", "KF_PIPELINES_APP_OAUTH2_CLIENT_SECRET": "hidden-oauth"}
+    done = call("upload", str(compiled), KF_PIPELINES_ENDPOINT=address, **secrets)
+    assert done.returncode == 0, done.stderr
+    token = "eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl"  # the fake repeats it in its refusal
+    refused = call("upload", str(compiled), KF_PIPELINES_ENDPOINT=address, KFP_EXISTING_TOKEN=token, **secrets)
+    assert refused.returncode == 2
+    assert "missing or has expired" in refused.stderr
+    for output in (done.stdout, done.stderr, refused.stdout, refused.stderr):
+        assert "hidden" not in output
+        assert token not in output
+
+
+def test_a_token_file_is_read_anew_for_every_call(
+    fake: FakeKubeflow, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    monkeypatch.delenv("KFP_EXISTING_TOKEN")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(file))
+    with pytest.raises(ConfigError, match="which cannot be read"):
+        Connection()
+    file.write_text(TOKEN)
+    connection = Connection()
+    file.write_text("an-old-token")
+    with pytest.raises(KubeflowError, match="missing or has expired") as caught:
+        upload(connection, compiled)
+    assert "an-old-token" not in str(caught.value)
+    file.write_text(TOKEN)
+    assert upload(connection, compiled).fresh
+
+
+def test_every_pipeline_of_the_command_line_is_named_as_it_is_compiled(tmp_path: Path) -> None:
+    for word, pipeline in PIPELINES.items():
+        pipeline.compile(tmp_path / f"{word}.yaml", IMAGES)
+        assert yaml.safe_load((tmp_path / f"{word}.yaml").read_text().partition("---")[0])["pipelineInfo"]["name"] == (
+            pipeline.name
+        )
