@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ import yaml
 from fake_kfp import NAMESPACE, TOKEN, FakeKubeflow, serve
 
 from tenfold import __version__
-from tenfold.errors import AGAIN, ConfigError
+from tenfold.environment import Environment
+from tenfold.errors import AGAIN, ConfigError, DataError
 from tenfold.pipelines.compile import compile_pipeline
 from tenfold.pipelines.connection import Connection
 from tenfold.pipelines.refusals import KubeflowError
 from tenfold.pipelines.semi_supervised import Images
+from tenfold.pipelines.submit import submit
 from tenfold.pipelines.upload import PIPELINES, upload
+from tenfold.pipelines.watch import RunFailedError, wait
+from tenfold.retry import leave
 
 TENFOLD = str(Path(sys.executable).parent / "tenfold")
 IMAGES = Images("registry/cpu@sha256:" + "a" * 64, "registry/gpu@sha256:" + "b" * 64)
@@ -145,6 +151,207 @@ def test_an_installation_of_many_users_wants_a_namespace_and_gets_it_in_every_ca
     upload(Connection(NAMESPACE), compiled)
     (made,) = fake.bodies("pipeline_service_create_pipeline")
     assert made["body"]["namespace"] == NAMESPACE
+
+
+# --- submit ------------------------------------------------------------------------------------------------
+
+TASKS = {"root-driver": "SUCCEEDED", "executor": "RUNNING"}  # which KFP lists beside the pipeline's own
+
+
+@pytest.fixture
+def uploaded(fake: FakeKubeflow, compiled: Path) -> str:
+    return upload(Connection(), compiled).version
+
+
+def test_submit_sends_preset_and_overrides_to_the_newest_version_and_tells_of_each_task(
+    fake: FakeKubeflow, call: Call, compiled: Path, uploaded: str, tmp_path: Path
+) -> None:
+    newer = tmp_path / "newer.yaml"
+    compile_pipeline(newer, Images(IMAGES.cpu, "registry/gpu@sha256:" + "c" * 64))
+    newest = upload(Connection(), newer).version
+    fake.lives = [[
+        ("PENDING", {}), ("RUNNING", {**TASKS, "preflight": "RUNNING"}),
+        ("RUNNING", {"preflight": "SUCCEEDED", "pretrain": "RUNNING", "executor": "SUCCEEDED"}),
+        ("SUCCEEDED", {"pretrain": "SUCCEEDED", "finish": "SUCCEEDED"}),
+    ]]  # fmt: skip
+    done = call("submit", "--preset", "images", "--set", "data.source=s3://bucket/images", "--set", "seed=3",
+                "--name", "nightly", "--experiment", "cells", "--service-account", "runner",
+                "--poll-seconds", "0.05")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ((run_id, run),) = fake.runs.items()
+    first, link, *told = done.stdout.splitlines()
+    assert first == f"run {run_id} of version {newest}"
+    assert link == f"{fake.address}/#/runs/details/{run_id}"
+    assert [line[9:] for line in told] == [
+        "preflight: started", "preflight: done in 0:10", "pretrain: started", "pretrain: done in 0:30",
+        "finish: done in 0:10", "the run succeeded",
+    ]  # fmt: skip
+    ((pipeline_id, versions),) = fake.versions.items()
+    (experiment,) = fake.experiments.values()
+    assert experiment["display_name"] == "cells"
+    assert fake.bodies("run_service_create_run")[0]["body"] == {
+        "display_name": "nightly", "experiment_id": experiment["experiment_id"], "service_account": "runner",
+        "pipeline_version_reference": {
+            "pipeline_id": pipeline_id, "pipeline_version_id": versions[-1]["pipeline_version_id"]
+        },
+        "runtime_config": {
+            "parameters": {"preset": "images", "overrides": "data:\n  source: s3://bucket/images\nseed: 3\n"}
+        },
+    }  # fmt: skip
+    assert run["state"] == "SUCCEEDED"
+
+
+def test_a_failed_run_names_its_tasks_and_their_errors(fake: FakeKubeflow, call: Call, uploaded: str) -> None:
+    fake.lives = [[("RUNNING", {"preflight": "FAILED: no bucket s3://key:hidden@b", "shard": "RUNNING"}),
+                   ("FAILED", {"shard": "FAILED"})]]  # fmt: skip
+    done = call("submit", "--poll-seconds", "0.05", "--version", uploaded)
+    assert done.returncode == 2
+    (run_id,) = fake.runs
+    assert f"run {run_id} failed; {fake.address}/#/runs/details/{run_id}" in done.stderr
+    assert "\n  preflight: no bucket s3://***@b\n  shard: the API gives no reason" in done.stderr
+    assert "preflight: failed: no bucket s3://***@b" in done.stdout
+    assert "shard: started" in done.stdout
+
+
+def test_a_tasks_own_error_comes_from_the_store_where_it_can_be_read(
+    fake: FakeKubeflow, uploaded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENFOLD_STORE", (tmp_path / "store").as_uri())
+    fake.lives = [[("FAILED", {"list-images": "FAILED: main: Error (exit code 1)"})]]
+    connection = Connection()
+    run = submit(connection, NAME, {})
+    environment = replace(Environment.read(), run_id=run.run_id)
+    leave(environment, "list_images", DataError("there is no bucket"))
+    with pytest.raises(RunFailedError, match=r"list-images: there is no bucket$"):
+        wait(connection, run, lambda text: None, poll_seconds=0.01)
+
+
+def test_a_run_that_somebody_stops_or_that_fails_as_a_whole_is_told(fake: FakeKubeflow, uploaded: str) -> None:
+    connection = Connection()
+    fake.lives = [[("CANCELED", {})], [("FAILED: quota exceeded", {})], [("SKIPPED", {})]]
+    for said in ("was stopped", "failed; .*\n  quota exceeded", "was skipped"):
+        with pytest.raises(RunFailedError, match=f"(?s)run [0-9a-f-]+ {said}"):
+            wait(connection, submit(connection, NAME, {}), lambda text: None, poll_seconds=0.01)
+
+
+def test_no_wait_returns_when_the_run_is_made(fake: FakeKubeflow, call: Call, uploaded: str) -> None:
+    done = call("submit", "--no-wait", "--param", "model_name=cells")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    assert fake.count("run_service_get_run") == 0
+    (sent,) = fake.bodies("run_service_create_run")
+    assert sent["body"]["runtime_config"]["parameters"] == {"preset": "digits", "overrides": "", "model_name": "cells"}
+    assert next(iter(fake.experiments.values()))["display_name"] == "tenfold"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--set", "distil.temperature=1", "--set", "seed=x"], "did you mean 'distill'?"),
+        (["--preset", "digit"], "did you mean 'digits'?"),
+        (["--set", "data.source=images"], "data.source: 'images' is a path from this folder"),
+        (["--preset", "images"], "data.source is not set"),
+        (["--param", "seed"], "--param seed: it must be name=value"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_before_anything_is_sent(
+    fake: FakeKubeflow, call: Call, options: list[str], said: str
+) -> None:
+    done = call("submit", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert fake.requests == []
+
+
+def test_what_the_installation_does_not_have_is_told_with_what_it_has(fake: FakeKubeflow, compiled: Path) -> None:
+    connection = Connection()
+    with pytest.raises(KubeflowError, match="has no pipeline tenfold-semi-supervised; `tenfold upload` brings it"):
+        submit(connection, NAME, {})
+    version = upload(connection, compiled).version
+    with pytest.raises(KubeflowError, match=f"no version 0.0.1-x.*its newest are {version}"):
+        submit(connection, NAME, {}, version="0.0.1-x")
+    with pytest.raises(ConfigError, match="no parameter tempature; did you mean 'temperature'"):
+        submit(connection, NAME, {"tempature": "1"})
+    assert fake.runs == {}
+
+
+def test_the_environments_experiments_are_kfps(
+    fake: FakeKubeflow, uploaded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection()
+    monkeypatch.setenv("KF_PIPELINES_DEFAULT_EXPERIMENT_NAME", "default")
+    submit(connection, NAME, {})
+    submit(connection, NAME, {}, experiment="given")
+    monkeypatch.setenv("KF_PIPELINES_OVERRIDE_EXPERIMENT_NAME", "override")
+    submit(connection, NAME, {}, experiment="given")
+    submit(connection, NAME, {}, experiment="given")
+    assert [each["display_name"] for each in fake.experiments.values()] == ["default", "given", "override"]
+
+
+def test_a_namespace_is_in_every_call_and_a_foreign_one_is_refused(fake: FakeKubeflow, compiled: Path) -> None:
+    fake.multi_user = True
+    connection = Connection(NAMESPACE)
+    upload(connection, compiled)
+    submit(connection, NAME, {})
+    (experiment,) = fake.bodies("experiment_service_create_experiment")
+    assert experiment["body"] == {"display_name": "tenfold", "namespace": NAMESPACE}
+    foreign = Connection("others")
+    with pytest.raises(KubeflowError, match="has no pipeline tenfold-semi-supervised for the namespace others"):
+        submit(foreign, NAME, {})
+    for held in fake.pipelines.values():
+        held["namespace"] = ""  # one that all namespaces share
+    submit(connection, NAME, {})
+    with pytest.raises(KubeflowError, match=r"ada@example\.com may not list runs in the namespace others: .*-view"):
+        submit(foreign, NAME, {})
+
+
+def test_an_outage_while_waiting_is_told_once_and_waited_out(fake: FakeKubeflow, uploaded: str) -> None:
+    connection = Connection(limits=(5, 0.2))
+    run = submit(connection, NAME, {})
+    fake.faults = [("run_service_get_run", how) for how in (503, "reset", "silent", 500)]
+    told: list[str] = []
+    wait(connection, run, told.append, poll_seconds=0.01)
+    assert [line.split("  ")[-1][:45] for line in told] == [
+        "could not look at the run: " + fake.address[:18], "Kubeflow Pipelines answers again",
+        "preflight: started", "the run succeeded",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "status"), [(503, AGAIN), (401, 2), (403, 2)])
+def test_an_api_that_stays_away_or_lets_nobody_in_ends_the_waiting_not_the_run(
+    fake: FakeKubeflow, uploaded: str, how: int, status: int
+) -> None:
+    connection = Connection()
+    run = submit(connection, NAME, {})
+    fake.faults = [("run_service_get_run", how)] * 50
+    with pytest.raises(KubeflowError, match=f"The run {run.run_id} goes on by itself: `tenfold list`") as caught:
+        wait(connection, run, lambda text: None, poll_seconds=0.01, patience_seconds=0.05)
+    assert caught.value.exit_code == status
+
+
+def test_a_run_that_was_deleted_ends_the_waiting(fake: FakeKubeflow, uploaded: str) -> None:
+    connection = Connection()
+    run = submit(connection, NAME, {})
+    del fake.runs[run.run_id]
+    with pytest.raises(KubeflowError, match=f"the run {run.run_id} was deleted"):
+        wait(connection, run, lambda text: None, poll_seconds=0.01)
+
+
+def test_ctrl_c_leaves_the_run_alone_and_says_how_to_look_and_to_stop(
+    fake: FakeKubeflow, uploaded: str, home: Path
+) -> None:
+    fake.lives = [[("RUNNING", {"preflight": "RUNNING"})]]
+    command = [TENFOLD, "submit", "--poll-seconds", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "preflight: started" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    ((run_id, run),) = fake.runs.items()
+    assert process.returncode == 130
+    assert said.strip() == f"the run goes on: `tenfold list` shows it, `tenfold stop {run_id}` stops it"
+    assert (run["state"], fake.count("run_service_terminate_run")) == ("RUNNING", 0)
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------

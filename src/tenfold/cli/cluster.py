@@ -24,7 +24,7 @@ from tenfold.cli.compile import (
     Settings,
     compile_options,
 )
-from tenfold.cli.options import errors
+from tenfold.cli.options import File, Preset, Sets, errors, request
 from tenfold.errors import ConfigError
 
 if TYPE_CHECKING:  # kfp takes its time to load
@@ -39,6 +39,13 @@ Namespace = Annotated[
 Context = Annotated[
     str | None, typer.Option("--kube-context", help="Of the kubeconfig, without an address.", rich_help_panel=_PANEL)
 ]
+Experiment = Annotated[
+    str | None, typer.Option(help="Else KF_PIPELINES_DEFAULT_EXPERIMENT_NAME, else tenfold; made where it is missing.")
+]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--param", help="One more field of the form, as name=value; may be repeated.")
+]
+PodAccount = Annotated[str | None, typer.Option("--service-account", help="Of the run's pods.")]
 CaFile = Annotated[
     Path | None, typer.Option(help="Certificates of the authority behind the server's.", rich_help_panel=_PANEL)
 ]
@@ -47,6 +54,7 @@ CaFile = Annotated[
 def add_cluster_commands(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("upload")(upload)
+    app.command("submit")(submit)
 
 
 def connect(namespace: str | None, context: str | None, ca_file: Path | None) -> Connection:
@@ -57,8 +65,13 @@ def connect(namespace: str | None, context: str | None, ca_file: Path | None) ->
 
 
 def tell(text: str) -> None:
-    """Print a line as it comes, on standard output."""
-    typer.echo(text)
+    """Print a result, or a line as it comes, on standard output."""
+    print(text, flush=True)
+
+
+def say(text: str) -> None:
+    """Print what is for whoever sits there, on standard error."""
+    errors.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def upload(
@@ -103,4 +116,64 @@ def upload(
         done = send(connect(namespace, kube_context, ca_file), path, allow_tags=allow_tags)
     tell(f"{done.pipeline} {done.version}: {'uploaded' if done.fresh else 'is there already; nothing was uploaded'}")
     if done.link:
-        errors.print(done.link, style="dim", highlight=False, soft_wrap=True)
+        say(done.link)
+
+
+def submit(
+    preset: Preset = None,
+    file: File = None,
+    sets: Sets = None,
+    parameters: Parameters = None,
+    pipeline: Pipeline = "semi-supervised",
+    version: Annotated[str | None, typer.Option(help="Of the pipeline; else the newest.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run; else the pipeline's with the time.")] = None,
+    experiment: Experiment = None,
+    service_account: PodAccount = None,
+    wait: Annotated[bool, typer.Option(help="Wait for the run's end, with a line for each task.")] = True,
+    poll_seconds: Annotated[float, typer.Option(min=0.05, help="Pause between two looks at the run.")] = 5.0,
+    namespace: Namespace = None,
+    kube_context: Context = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Start a run of an uploaded pipeline, and wait for it. Ctrl-C ends the waiting alone."""
+    from tenfold.pipelines import submit as runs
+    from tenfold.pipelines.upload import known
+    from tenfold.pipelines.watch import wait as wait_for
+
+    values = form(preset, file, sets, parameters)
+    connection = connect(namespace, kube_context, ca_file)
+    run = runs.submit(
+        connection, known(pipeline).name, values, version=version, name=name, experiment=experiment,
+        service_account=service_account,
+    )  # fmt: skip
+    tell(f"run {run.run_id} of version {run.version}")
+    if run.link:
+        tell(run.link)
+    if not wait:
+        return
+    try:
+        wait_for(connection, run, tell, poll_seconds=poll_seconds)
+    except KeyboardInterrupt:
+        at = f" --namespace {connection.namespace}" if connection.namespace else ""
+        say(f"the run goes on: `tenfold list{at}` shows it, `tenfold stop {run.run_id}{at}` stops it")
+        raise typer.Exit(130) from None
+
+
+def form(preset: str | None, file: Path | None, sets: list[str] | None, parameters: list[str] | None) -> dict[str, str]:
+    """Return the values of the pipeline's form, with the configuration checked as far as that goes here.
+
+    Raises:
+        ConfigError: a fault of the configuration, or a ``--param`` without a value.
+    """
+    from tenfold.pipelines.submit import check_form
+
+    given = request(preset, file, sets)
+    for warning in check_form(given.preset, given.overrides):
+        say(f"warning: {warning}")
+    values = {"preset": given.preset, "overrides": given.overrides}
+    for each in parameters or []:
+        name, equals, value = each.partition("=")
+        if not equals or not name or name in values:
+            raise ConfigError(f"--param {each}: it must be name=value, and preset and overrides have their own options")
+        values[name] = value
+    return values
