@@ -136,12 +136,17 @@ def find(connection: Connection, name: str) -> str:
     Raises:
         KubeflowError: there is none, or the API refused or is away.
     """
-    for namespace in dict.fromkeys((connection.namespace, "")):
-        found = _pipeline(connection, name, namespace)
-        if found is not None:
-            return identity(connection, found.pipeline_id)
+    found = find_all(connection, name)
+    if found:
+        return found[0]
     place = f" for the namespace {connection.namespace}" if connection.namespace else ""
     raise KubeflowError(f"{connection.where} has no pipeline {name}{place}; `tenfold upload` brings it there")
+
+
+def find_all(connection: Connection, name: str) -> list[str]:
+    """Return the ids of the pipelines of that name: the namespace's, then the one that all namespaces share."""
+    held = [_pipeline(connection, name, namespace) for namespace in dict.fromkeys((connection.namespace, ""))]
+    return [identity(connection, each.pipeline_id) for each in held if each is not None]
 
 
 def newest(connection: Connection, pipeline: str, name: str, version: str | None = None) -> Any:

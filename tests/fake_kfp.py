@@ -26,6 +26,8 @@ import yaml
 
 TOKEN = "the-user's-own-token"
 NAMESPACE = "team"
+#: Where the API is found: behind Kubeflow's gateway, and through the Kubernetes API server.
+_PLACE = re.compile(r"/pipeline(?=/)|/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy/(?=/)")
 _ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 
 
@@ -113,6 +115,7 @@ class FakeKubeflow:
             ``list``, ``reset``, ``silent``, ``login`` (a redirection), or a pair of a status and a message.
         requests: every call by its name.
         sent: every body and query of calls that make something, by the call's name.
+        paths: every path that was asked for.
     """
 
     def __init__(self) -> None:
@@ -367,10 +370,11 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        path = url.path.removeprefix("/pipeline")
+        path = _PLACE.sub("", url.path)
         fits = [(call, call.path.fullmatch(path)) for call in CALLS if call.method == self.command]
         call, found = next(((call, found) for call, found in fits if found), (None, None))
-        if call is None or found is None or not url.path.startswith("/pipeline/"):
+        self.fake.paths.append(url.path)
+        if call is None or found is None or not _PLACE.match(url.path):
             return self._send(404, b"404 page not found\n", "text/plain")
         with self.fake.lock:
             self.fake.requests.append(call.name)

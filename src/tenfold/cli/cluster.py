@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,7 @@ from tenfold.cli.compile import (
 )
 from tenfold.cli.options import File, Preset, Sets, errors, request
 from tenfold.errors import ConfigError
+from tenfold.progress import clock
 
 if TYPE_CHECKING:  # kfp takes its time to load
     from tenfold.pipelines.connection import Connection
@@ -55,6 +57,9 @@ def add_cluster_commands(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("upload")(upload)
     app.command("submit")(submit)
+    app.command("schedule")(schedule)
+    app.command("list")(list_runs)
+    app.command("stop")(stop)
 
 
 def connect(namespace: str | None, context: str | None, ca_file: Path | None) -> Connection:
@@ -177,3 +182,109 @@ def form(preset: str | None, file: Path | None, sets: list[str] | None, paramete
             raise ConfigError(f"--param {each}: it must be name=value, and preset and overrides have their own options")
         values[name] = value
     return values
+
+
+def schedule(
+    every: Annotated[str | None, typer.Option(help="A run each 30m, 6h, 1d, 2w; the first one interval ahead.")] = None,
+    cron: Annotated[
+        str | None, typer.Option(help="Minute, hour, day, month, weekday; in the cluster's time, mostly UTC.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the schedule; else the pipeline's.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the place of the schedule of this name; else that is refused.")
+    ] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Let the schedule of this name rest.")] = False,
+    enable: Annotated[bool, typer.Option("--enable", help="Let it go on.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; its runs stay.")] = False,
+    preset: Preset = None,
+    file: File = None,
+    sets: Sets = None,
+    parameters: Parameters = None,
+    pipeline: Pipeline = "semi-supervised",
+    experiment: Experiment = None,
+    service_account: PodAccount = None,
+    namespace: Namespace = None,
+    kube_context: Context = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Let Kubeflow start runs of an uploaded pipeline's newest version: one at a time, none to catch up."""
+    from tenfold.pipelines import schedule as schedules
+    from tenfold.pipelines.upload import known
+
+    acts = [act for act, asked in (("disable", pause), ("enable", enable), ("delete", delete)) if asked]
+    if len(acts) + (every is not None) + (cron is not None) != 1:
+        raise ConfigError("give one of --every, --cron, --pause, --enable and --delete")
+    chosen = known(pipeline).name
+    called = name or chosen
+    if acts:
+        if replace or preset or file or sets or parameters:
+            raise ConfigError(f"--{'pause' if pause else acts[0]} takes a --name, and no configuration")
+        schedules.change(connect(namespace, kube_context, ca_file), chosen, called, acts[0])
+        tell(f"schedule {called}: {'paused' if pause else f'{acts[0]}d'}")
+        return
+    seconds = schedules.interval(every) if every is not None else None
+    expression = schedules.cron(cron) if cron is not None else None
+    values = form(preset, file, sets, parameters)
+    replaced = schedules.schedule(
+        connect(namespace, kube_context, ca_file), chosen, called, values, every=seconds, cron_expression=expression,
+        experiment=experiment, service_account=service_account, replace=replace,
+    )  # fmt: skip
+    when = f"every {every}" if every is not None else f"cron {expression}"
+    tell(f"schedule {called}: {when}, the newest version of {chosen}{'; it replaced another' if replaced else ''}")
+
+
+def list_runs(
+    schedules: Annotated[bool, typer.Option("--schedules", help="Schedules instead of runs.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many runs.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    namespace: Namespace = None,
+    kube_context: Context = None,
+    ca_file: CaFile = None,
+) -> None:
+    """List the runs of tenfold's pipelines on a cluster, or their schedules, the newest first."""
+    from tenfold.pipelines import runs
+    from tenfold.pipelines.schedule import list_schedules
+
+    connection = connect(namespace, kube_context, ca_file)
+    pipelines = runs.known_pipelines(connection)
+    rows = list_schedules(connection, pipelines) if schedules else runs.list_runs(connection, pipelines, limit)
+    if as_json:
+        tell(json.dumps(rows, indent=1))
+    elif not rows:
+        say(f"no {'schedules' if schedules else 'runs'} of tenfold's pipelines at {connection.where}")
+    else:
+        columns = ["state", "when", "name", "id", "link"] if schedules else ["state", "created", "time", "name", "id",
+                                                                            "link"]  # fmt: skip
+        for line in table(columns, rows):
+            tell(line)
+
+
+def table(columns: list[str], rows: list[dict[str, Any]]) -> list[str]:
+    """Return rows as lines of aligned columns, which no width breaks."""
+    texts = [columns, *([_cell(row, column) for column in columns] for row in rows)]
+    widths = [max(len(text[place]) for text in texts) for place in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(text, widths, strict=True)).rstrip() for text in texts]
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    if column == "time":
+        return "" if row["seconds"] is None else clock(row["seconds"])
+    if column == "created":
+        return str(row["created"] or "")[:16].replace("T", " ")
+    return " ".join(str(row[column] or "").split())
+
+
+def stop(
+    run: Annotated[str, typer.Argument(help="Id of the run, as `tenfold list` shows it.")],
+    namespace: Namespace = None,
+    kube_context: Context = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Stop a run on a cluster, and delete the TrainJobs that it left.
+
+    Where the installation has one user, TrainJobs are looked for in --namespace, else in kubeflow.
+    """
+    from tenfold.pipelines.runs import stop as end
+
+    connection = connect(namespace, kube_context, ca_file)
+    end(connection, run, connection.namespace or namespace or "kubeflow", tell)
