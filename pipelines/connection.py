@@ -142,6 +142,15 @@ class _Client(kfp.Client):
     def _load_config(self, *args: Any, **given: Any) -> Any:
         config = super()._load_config(*args, **given)
         config.retries = False  # urllib3 tries three times in silence, and follows a login page's redirection
+        config.host = host = config.host.rstrip("/")
+        refresh = config.refresh_api_key_hook
+        if refresh is not None:
+
+            def refresh_and_stay(held: Any) -> None:
+                refresh(held)  # a kubeconfig's sets its server as the host, without the way to the API behind it
+                held.host, held.refresh_api_key_hook = host, refresh_and_stay
+
+            config.refresh_api_key_hook = refresh_and_stay
         return config
 
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:

@@ -27,7 +27,7 @@ import yaml
 TOKEN = "the-user's-own-token"
 NAMESPACE = "team"
 #: Where the API is found: behind Kubeflow's gateway, and through the Kubernetes API server.
-_PLACE = re.compile(r"/pipeline(?=/)|/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy/(?=/)")
+_PLACE = re.compile(r"/pipeline(?=/)|/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy(?=/)")
 _ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 
 
