@@ -88,7 +88,7 @@ class _Watch:
     def _tasks(self) -> list[Any]:
         """Return the tasks that run in pods, in the order in which they started."""
         details = (self._last.run_details.task_details if self._last.run_details else None) or []
-        found = [each for each in details if each.display_name in self._run.tasks]
+        found = [each for each in details if each.display_name in self._run.tasks or not self._run.tasks]
         return sorted(found, key=lambda each: (each.start_time is not None, str(each.start_time)))
 
     def _described(self, task: Any) -> str:

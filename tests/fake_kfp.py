@@ -13,11 +13,13 @@ import email.policy
 import inspect
 import json
 import re
+import ssl
 import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -142,6 +144,13 @@ class FakeKubeflow:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         self.address = f"http://127.0.0.1:{self._server.server_port}/pipeline"
+
+    def speak_tls(self, certificate: Path, key: Path) -> str:
+        """Take TLS from now on, and return the address."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        return self.address.replace("http://", "https://")
 
     def close(self) -> None:
         self.closing.set()

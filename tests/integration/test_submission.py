@@ -10,12 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import fake_kubernetes
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from fake_kfp import NAMESPACE, TOKEN, FakeKubeflow, serve
 
 from tenfold import __version__
@@ -333,6 +338,15 @@ def test_an_api_that_stays_away_or_lets_nobody_in_ends_the_waiting_not_the_run(
     assert caught.value.exit_code == status
 
 
+def test_a_version_whose_file_the_api_keeps_to_itself_is_run_all_the_same(fake: FakeKubeflow, uploaded: str) -> None:
+    for versions in fake.versions.values():
+        del versions[0]["pipeline_spec"]
+    connection = Connection()
+    told: list[str] = []
+    wait(connection, submit(connection, NAME, {"seed": "1"}), told.append, poll_seconds=0.01)
+    assert [line[9:] for line in told] == ["preflight: started", "the run succeeded"]
+
+
 def test_a_run_that_was_deleted_ends_the_waiting(fake: FakeKubeflow, uploaded: str) -> None:
     connection = Connection()
     run = submit(connection, NAME, {})
@@ -615,6 +629,40 @@ def test_an_address_with_nothing_behind_it_is_told_with_what_to_check(
         with pytest.raises(KubeflowError, match=said) as caught:
             Connection()
         assert caught.value.exit_code == status, address
+
+
+def test_a_certificate_of_ones_own_is_taken_when_its_authority_is_given(
+    fake: FakeKubeflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make_certificate(certificate, key)
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", fake.speak_tls(certificate, key))
+    with pytest.raises(KubeflowError, match=r"certificate was not accepted.*--ca-file"):
+        Connection(limits=(5, 5))
+    assert Connection(ca_file=certificate, limits=(5, 5)).namespace == ""
+    with pytest.raises(ConfigError, match="--ca-file: there is no file"):
+        Connection(ca_file=tmp_path / "absent.pem")
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Write a certificate for loopback that signs itself, and its key."""
+    made = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(made.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(made, hashes.SHA256())
+    )
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    key.write_bytes(made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
 
 
 def test_without_an_address_and_a_cluster_the_setting_is_named(
