@@ -125,7 +125,7 @@ class Connection:
         """Return ``text`` without the token that the client holds, should a server have repeated it."""
         held = [os.environ.get("KFP_EXISTING_TOKEN")]
         if hasattr(self, "client"):
-            held += self.client.transport.configuration.api_key.values()
+            held += [each.removeprefix("Bearer ") for each in self.client.transport.configuration.api_key.values()]
         for secret in held:
             text = text.replace(secret, "***") if secret and len(secret) > 3 else text
         return redact(" ".join(text.split()))
@@ -176,4 +176,4 @@ def _require_cluster(kube_context: str | None) -> None:
 
 def _public(address: str) -> str:
     """Return an address without what only its owner may know: the user's part, and a query."""
-    return re.sub(r"^(\w+://)[^/@\s]+@", r"\1", address).partition("?")[0].rstrip("/")
+    return re.sub(r"^(\w+://)[^/\s]+@", r"\1", address).partition("?")[0].rstrip("/")

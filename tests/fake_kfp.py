@@ -393,9 +393,8 @@ class _Handler(BaseHTTPRequestHandler):
         if wrong is not None:
             return self._fail(wrong[1])
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return self._json(
-                *_refusal(401, f"Unauthenticated: token {self.headers.get('Authorization')} is expired", 16)
-            )
+            token = str(self.headers.get("Authorization")).removeprefix("Bearer ")
+            return self._json(*_refusal(401, f"Unauthenticated: the token {token} is not valid any more", 16))
         if set(query) - call.queries:
             return self._json(*_refusal(400, f"no query {set(query) - call.queries}", 3))
         body: Any = None

@@ -678,7 +678,7 @@ def test_without_an_address_and_a_cluster_the_setting_is_named(
 def test_secrets_of_the_address_and_the_environment_are_in_no_output(
     fake: FakeKubeflow, call: Call, compiled: Path
 ) -> None:
-    address = fake.address.replace("http://", "http://ada:hidden-password@")
+    address = fake.address.replace("http://", "http://ada:hidden@hidden-too@")
     secrets = {"AWS_SECRET_ACCESS_KEY": "hidden-key", "KF_PIPELINES_APP_OAUTH2_CLIENT_SECRET": "hidden-oauth"}
     done = call("upload", str(compiled), KF_PIPELINES_ENDPOINT=address, **secrets)
     assert done.returncode == 0, done.stderr
