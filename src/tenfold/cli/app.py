@@ -23,6 +23,7 @@ from tenfold.cli.data import collect_garbage, data_app
 from tenfold.cli.options import File, Preset, Sets, console, errors
 from tenfold.cli.options import console_on as _console
 from tenfold.cli.options import request as _request
+from tenfold.cli.runs import add_run_commands
 from tenfold.components.preflight.stage import check
 from tenfold.config import PromoteConfig, RunConfig, about_preset, load_preset, preset_names
 from tenfold.environment import Environment
@@ -38,6 +39,7 @@ app.add_typer(data_app, name="data")
 app.command("gc")(collect_garbage)
 app.command("compile")(compile_to_yaml)
 add_cluster_commands(app)
+add_run_commands(app)
 
 DEFAULT_MODEL = PromoteConfig().model
 
