@@ -116,10 +116,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def redact(text: str) -> str:
-    """Return ``text`` without user names and passwords in URLs and without secret keys."""
+    """Return ``text`` without user names and passwords in URLs, without bearer's tokens and without secret keys."""
     text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)
+    text = re.sub(r"\bBearer +\S+|\beyJ[\w-]+\.[\w-]+\.[\w-]+", "***", text)
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD",
-                 "MLFLOW_TRACKING_TOKEN"):  # fmt: skip
+                 "MLFLOW_TRACKING_TOKEN", "KFP_EXISTING_TOKEN", "KF_PIPELINES_APP_OAUTH2_CLIENT_SECRET"):  # fmt: skip
         secret = os.environ.get(name)
         if secret and len(secret) > 3:
             text = text.replace(secret, "***")

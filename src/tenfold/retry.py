@@ -37,6 +37,14 @@ def leave(environment: Environment, task: str, error: TenfoldError) -> None:
             store.write(_key(environment, task), canonical_json(record_of(error)).encode())
 
 
+def recorded(environment: Environment, task: str) -> str | None:
+    """Return the message of the error that ended a task of the environment's run; None where the store has none."""
+    try:
+        return str(json.loads(open_store(environment.store, patient=False).read(_key(environment, task)))["message"])
+    except (TenfoldError, KeyError, TypeError, ValueError):
+        return None
+
+
 def standing(environment: Environment, task: str) -> str | None:
     """Return the last try's error if its cause still stands; None where this is the first try, or it may work now.
 

@@ -370,9 +370,11 @@ def test_a_suggestion_is_made_for_a_close_word_only() -> None:
         ("postgresql://me:pass@host/db failed", "postgresql://***@host/db failed"),
         ("http://me:p@ss@host:5000/x", "http://***@host:5000/x"),
         ("https://host/a@b and mail me@host", "https://host/a@b and mail me@host"),
+        ("Authorization: Bearer abc.def-1 was refused", "Authorization: *** was refused"),
+        ("token eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl expired", "token *** expired"),
     ],
 )
-def test_user_and_password_leave_addresses(text: str, clean: str) -> None:
+def test_users_passwords_and_tokens_leave_addresses_and_texts(text: str, clean: str) -> None:
     assert redact(text) == clean
 
 

@@ -10,17 +10,21 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from tenfold import __version__
+from tenfold.cli.cluster import add_cluster_commands
 from tenfold.cli.compile import compile_to_yaml
 from tenfold.cli.data import collect_garbage, data_app
-from tenfold.components.preflight.stage import Request, check
+from tenfold.cli.options import File, Preset, Sets, console, errors
+from tenfold.cli.options import console_on as _console
+from tenfold.cli.options import request as _request
+from tenfold.cli.runs import add_run_commands
+from tenfold.components.preflight.stage import check
 from tenfold.config import PromoteConfig, RunConfig, about_preset, load_preset, preset_names
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError, TenfoldError, redact
@@ -34,31 +38,10 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.command("gc")(collect_garbage)
 app.command("compile")(compile_to_yaml)
+add_cluster_commands(app)
+add_run_commands(app)
 
 DEFAULT_MODEL = PromoteConfig().model
-Preset = Annotated[str | None, typer.Option(help="Preset to start from; see `tenfold presets`.")]
-File = Annotated[Path | None, typer.Option("--config", help="YAML file; a key `preset` in it names its base.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="One value, as section.key=value; may be repeated.")]
-
-
-def _console(file: IO[str]) -> Console:
-    """Return a console that, where nobody watches, breaks no line that a program may read."""
-    return Console(file=file, width=None if file.isatty() else 140, soft_wrap=not file.isatty())
-
-
-console, errors = _console(sys.stdout), _console(sys.stderr)
-
-
-def _request(preset: str | None, file: Path | None, sets: list[str] | None) -> Request:
-    """Put the options into the form's terms: a preset and a YAML mapping on top of it."""
-    from tenfold.config import compose
-
-    if preset and file:
-        raise ConfigError("give --preset or --config, not both; a file may name its base with the key `preset`")
-    base, values = compose(preset, file, "", sets or [])
-    if base is None and file is None:
-        base = "digits"
-    return Request(base or "", yaml.safe_dump(values, allow_unicode=True) if values else "", {})
 
 
 @app.command()

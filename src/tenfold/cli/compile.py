@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from tenfold.errors import ConfigError, first_fault
+
+if TYPE_CHECKING:  # kfp takes its time to load
+    from tenfold.pipelines.cluster import ClusterSettings
+    from tenfold.pipelines.semi_supervised import Images
+    from tenfold.trainjob import TrainJobSpec
 
 _PANEL = "With --launcher trainjob"
 
@@ -21,51 +27,94 @@ class Launcher(StrEnum):
     TRAINJOB = "trainjob"
 
 
+CpuImage = Annotated[str | None, typer.Option(help="Image of preflight, shard and promote, by digest.")]
+GpuImage = Annotated[str | None, typer.Option(help="Image of the other stages, by digest.")]
+Settings = Annotated[
+    Path | None,
+    typer.Option("--cluster", help="YAML file with sizes, times and places of the pods; see docs/cluster.md."),
+]
+Launched = Annotated[
+    Launcher, typer.Option("--launcher", help="Train in the task's pod, or as a Kubeflow TrainJob.")
+]  # fmt: skip
+Nodes = Annotated[int | None, typer.Option(min=1, help="Pods that train; else 1.", rich_help_panel=_PANEL)]
+GpusPerNode = Annotated[
+    int | None, typer.Option(min=0, help="GPUs of each, 0 to train on CPUs; else 1.", rich_help_panel=_PANEL)
+]
+CpusPerNode = Annotated[
+    str | None, typer.Option(help="CPUs of each; else as the runtime says.", rich_help_panel=_PANEL)
+]  # fmt: skip
+MemoryPerNode = Annotated[
+    str | None, typer.Option(help="Memory of each, e.g. 64Gi; else as the runtime says.", rich_help_panel=_PANEL)
+]
+Runtime = Annotated[
+    str | None, typer.Option(help="Kubeflow's training runtime; else torch-distributed.", rich_help_panel=_PANEL)
+]
+Queue = Annotated[str | None, typer.Option(help="Kueue's local queue.", rich_help_panel=_PANEL)]
+ServiceAccount = Annotated[str | None, typer.Option(help="Of the pods that train.", rich_help_panel=_PANEL)]
+DeadlineHours = Annotated[
+    float | None,
+    typer.Option(min=0.01, help="Longest time that a stage may train; else 72.", rich_help_panel=_PANEL),
+]
+
+
 def compile_to_yaml(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("semi_supervised.yaml"),
-    cpu_image: Annotated[str | None, typer.Option(help="Image of preflight, shard and promote, by digest.")] = None,
-    gpu_image: Annotated[str | None, typer.Option(help="Image of the other stages, by digest.")] = None,
-    cluster: Annotated[
-        Path | None, typer.Option(help="YAML file with sizes, times and places of the pods; see docs/cluster.md.")
-    ] = None,
-    launcher: Annotated[Launcher, typer.Option(help="Train in the task's pod, or as a Kubeflow TrainJob.")] = (
-        Launcher.POD
-    ),
-    nodes: Annotated[int | None, typer.Option(min=1, help="Pods that train; else 1.", rich_help_panel=_PANEL)] = None,
-    gpus_per_node: Annotated[
-        int | None, typer.Option(min=0, help="GPUs of each, 0 to train on CPUs; else 1.", rich_help_panel=_PANEL)
-    ] = None,
-    cpus_per_node: Annotated[
-        str | None, typer.Option(help="CPUs of each; else as the runtime says.", rich_help_panel=_PANEL)
-    ] = None,
-    memory_per_node: Annotated[
-        str | None, typer.Option(help="Memory of each, e.g. 64Gi; else as the runtime says.", rich_help_panel=_PANEL)
-    ] = None,
-    runtime: Annotated[
-        str | None, typer.Option(help="Kubeflow's training runtime; else torch-distributed.", rich_help_panel=_PANEL)
-    ] = None,
-    queue: Annotated[str | None, typer.Option(help="Kueue's local queue.", rich_help_panel=_PANEL)] = None,
-    service_account: Annotated[str | None, typer.Option(help="Of the pods that train.", rich_help_panel=_PANEL)] = None,
-    deadline_hours: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="Longest time that a stage may train; else 72.", rich_help_panel=_PANEL),
-    ] = None,
+    cpu_image: CpuImage = None,
+    gpu_image: GpuImage = None,
+    cluster: Settings = None,
+    launcher: Launched = Launcher.POD,
+    nodes: Nodes = None,
+    gpus_per_node: GpusPerNode = None,
+    cpus_per_node: CpusPerNode = None,
+    memory_per_node: MemoryPerNode = None,
+    runtime: Runtime = None,
+    queue: Queue = None,
+    service_account: ServiceAccount = None,
+    deadline_hours: DeadlineHours = None,
 ) -> None:
     """Compile the pipeline to KFP's YAML."""
-    from tenfold.pipelines.cluster import ClusterSettings
-    from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
-    from tenfold.pipelines.semi_supervised import Images
-    from tenfold.trainjob import TrainJobSpec
+    from tenfold.pipelines.compile import compile_pipeline
 
     if output.suffix not in {".yaml", ".yml"}:
         raise ConfigError(f"--output {output} must end in .yaml")
-    settings = ClusterSettings.read(cluster) if cluster else ClusterSettings()
-    images = Images(cpu_image or PLACEHOLDER.cpu, gpu_image or PLACEHOLDER.gpu)
-    given: dict[str, Any] = {
+    given = {
         "nodes": nodes, "gpus_per_node": gpus_per_node, "cpus_per_node": cpus_per_node,
         "memory_per_node": memory_per_node, "runtime": runtime, "queue": queue, "service_account": service_account,
         "deadline_hours": deadline_hours,
     }  # fmt: skip
+    compile_pipeline(output, *compile_options(cpu_image, gpu_image, cluster, launcher, given))
+    for image, option in ((cpu_image, "--cpu-image"), (gpu_image, "--gpu-image")):
+        if not image:
+            typer.echo(f"note: without {option} the pipeline names a placeholder that no registry holds", err=True)
+        elif "@sha256:" not in image:
+            typer.echo(
+                f"warning: {image} is not named by digest: KFP's cache cannot tell new content under it", err=True
+            )
+    typer.echo(f"wrote {output}")
+
+
+def compile_options(
+    cpu_image: str | None, gpu_image: str | None, cluster: Path | None, launcher: Launcher, given: Mapping[str, Any]
+) -> tuple[Images, TrainJobSpec | None, ClusterSettings]:
+    """Return what a pipeline is compiled with.
+
+    Args:
+        cpu_image: of preflight, shard and promote; else the placeholder.
+        gpu_image: of the other stages; else the placeholder.
+        cluster: file with sizes, times and places of the pods.
+        launcher: where a training stage trains.
+        given: the options for TrainJobs by their names; those that are None were not given.
+
+    Raises:
+        ConfigError: names the option, and what is wrong with it.
+    """
+    from tenfold.pipelines.cluster import ClusterSettings
+    from tenfold.pipelines.compile import PLACEHOLDER
+    from tenfold.pipelines.semi_supervised import Images
+    from tenfold.trainjob import TrainJobSpec
+
+    settings = ClusterSettings.read(cluster) if cluster else ClusterSettings()
+    images = Images(cpu_image or PLACEHOLDER.cpu, gpu_image or PLACEHOLDER.gpu)
     given = {name: value for name, value in given.items() if value is not None}
     trainjob = None
     if launcher is Launcher.TRAINJOB:
@@ -80,12 +129,4 @@ def compile_to_yaml(
     elif given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(f"{options}: a pod that trains alone has none of these; give --launcher trainjob too")
-    compile_pipeline(output, images, trainjob, settings)
-    for image, option in ((cpu_image, "--cpu-image"), (gpu_image, "--gpu-image")):
-        if not image:
-            typer.echo(f"note: without {option} the pipeline names a placeholder that no registry holds", err=True)
-        elif "@sha256:" not in image:
-            typer.echo(
-                f"warning: {image} is not named by digest: KFP's cache cannot tell new content under it", err=True
-            )
-    typer.echo(f"wrote {output}")
+    return images, trainjob, settings
