@@ -21,7 +21,7 @@ Object = dict[str, Any]
 
 
 def checkout(folder: Path) -> Path:
-    """Copy k8s/, with the files that the README tells to make, and an overlay that takes every component."""
+    """Copy k8s/, with the files that the README tells to make, and an overlay of all components, elsewhere."""
     copy = folder / "k8s"
     shutil.copytree(K8S, copy)
     (copy / "overlays/kind/example-postgres.env").write_text("password=an example\n")
@@ -31,6 +31,8 @@ def checkout(folder: Path) -> Path:
     kustomization = yaml.safe_load((everything / "kustomization.yaml").read_text())
     kustomization["components"] = [f"../../components/{each.name}" for each in sorted((copy / "components").iterdir())]
     (everything / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    moved = (everything / "namespace.yaml").read_text().replace("namespace: team", "namespace: elsewhere")
+    (everything / "namespace.yaml").write_text(moved)
     return copy
 
 

@@ -54,7 +54,7 @@ def test_no_component_is_forgotten_and_every_custom_kind_is_known(everything: li
 
 
 def test_everything_is_in_the_namespace_that_the_overlay_names(rendered: dict[str, list[Object]]) -> None:
-    for overlay, namespace in (("kind", "kubeflow-user-example-com"), ("prod", "team"), ("everything", "team")):
+    for overlay, namespace in (("kind", "kubeflow-user-example-com"), ("prod", "team"), ("everything", "elsewhere")):
         assert [e["metadata"]["name"] for e in rendered[overlay] if e["kind"] == "Namespace"] == [namespace]
         for each in rendered[overlay]:
             if each["kind"] not in CLUSTER_SCOPED:
