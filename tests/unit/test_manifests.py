@@ -135,6 +135,14 @@ def test_every_container_asks_for_cpu_and_memory_and_is_bounded_in_memory_and_di
             assert "sizeLimit" in volume.get("emptyDir", {"sizeLimit": None}), (template.owner, volume["name"])
 
 
+def test_the_namespace_is_bounded_and_what_names_no_memory_gets_some(objects: list[Object]) -> None:
+    hard = named(objects, "ResourceQuota", "tenfold")["spec"]["hard"]
+    requests = {f"requests.{each}" for each in ("cpu", "memory", "storage", "nvidia.com/gpu")}
+    assert set(hard) == requests | {"limits.memory", "persistentvolumeclaims", "pods"}
+    (limits,) = named(objects, "LimitRange", "tenfold")["spec"]["limits"]
+    assert (set(limits["default"]), set(limits["defaultRequest"])) == ({"memory"}, {"cpu", "memory"})
+
+
 def test_in_production_every_image_is_named_by_digest(prod: list[Object], everything: list[Object]) -> None:
     for rendered_ in (prod, everything):
         images = [c["image"] for template in pod_templates(rendered_) for c in template.containers]
