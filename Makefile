@@ -8,7 +8,7 @@ REGISTRY ?= localhost/tenfold
 TAG ?= dev
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test test-all test-faults test-docker image images sbom scan lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train bench-profile bench-scaling compiled clean
+.PHONY: help setup demo test test-all test-faults test-docker image images sbom scan lint format bench-digits bench-cifar10 bench-ablations bench-views bench-data bench-train bench-profile bench-scaling compiled manifests clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -67,8 +67,14 @@ test-docker: $(STAMP)  ## build both images and run the whole pipeline inside th
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/pytest tests/docker -m docker
 
-compiled: $(STAMP)  ## compile the pipeline's golden YAML anew
+compiled: $(STAMP)  ## compile the pipeline's golden YAML anew, and its Kubernetes resources
 	$(BIN)/tenfold compile --output pipelines/compiled/semi_supervised.yaml
+	$(BIN)/python -m tenfold.pipelines.manifests pipelines/compiled/semi_supervised.yaml k8s/components/pipeline/pipeline.yaml
+
+manifests: $(STAMP)  ## check the Kubernetes manifests, and render those for production into build/prod.yaml
+	$(BIN)/pytest tests/unit/test_manifests.py tests/unit/test_network_policies.py tests/unit/test_pipeline_manifests.py
+	mkdir -p build
+	$(BIN)/kubectl kustomize k8s/overlays/prod > build/prod.yaml
 
 bench-digits: $(STAMP)  ## the ladder over 10 splits; about half an hour, goes on where it was stopped
 	$(BIN)/python benchmarks/digits.py

@@ -96,7 +96,7 @@ class FakeKubernetes:
         self.sent: list[dict[str, Any]] = []
         self.since: list[str | None] = []
         self.lock = threading.RLock()
-        self.schema = _strict(json.loads(SCHEMA.read_text()))
+        self.schema = strict(json.loads(SCHEMA.read_text()))
         handler = type("Handler", (_Handler,), {"fake": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -152,13 +152,13 @@ class FakeKubernetes:
         return None
 
 
-def _strict(schema: Any) -> Any:
+def strict(schema: Any) -> Any:
     """Return an OpenAPI schema in JSON schema's terms that refuses unknown fields, as the API server does."""
     if isinstance(schema, list):
-        return [_strict(each) for each in schema]
+        return [strict(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {key: value if key == "enum" else _strict(value) for key, value in schema.items()}
+    made = {key: value if key == "enum" else strict(value) for key, value in schema.items()}
     if isinstance(made.get("properties"), dict) and "additionalProperties" not in made and "type" in made:
         made["additionalProperties"] = False
     return made

@@ -1,4 +1,4 @@
-"""A chain of stages, made once, and a place for a stage to work."""
+"""A chain of stages, made once, a place for a stage to work, and the rendered manifests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chain import Made, make_chain, new_work
+from manifests import OVERLAYS, Object, checkout, render
 
 from tenfold.config import DataConfig
 from tenfold.data.build import build_dataset
@@ -56,3 +57,26 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> SplitReader:
     config = DataConfig.model_validate({"labels": {"fraction": 1.0}, "split": {"test_fraction": 0.3}})
     dataset, _ = build_dataset(open_source(str(folder / "images")), config, FileStore(folder / "store"))
     return SplitReader(dataset, "unlabelled")
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]]:
+    """Every overlay's objects, and those of the base alone."""
+    copy = checkout(tmp_path_factory.mktemp("manifests"))
+    return {name: render(copy / "overlays" / name) for name in OVERLAYS} | {"base": render(copy / "base")}
+
+
+@pytest.fixture(params=[*OVERLAYS, "base"])
+def objects(request: pytest.FixtureRequest, rendered: dict[str, list[Object]]) -> list[Object]:
+    """Each of them in turn."""
+    return rendered[request.param]
+
+
+@pytest.fixture
+def prod(rendered: dict[str, list[Object]]) -> list[Object]:
+    return rendered["prod"]
+
+
+@pytest.fixture
+def everything(rendered: dict[str, list[Object]]) -> list[Object]:
+    return rendered["everything"]
