@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import kfp_server_api as api
 from tenfold.config import load_config
 from tenfold.errors import ConfigError, did_you_mean
 from tenfold.pipelines.connection import Connection
+from tenfold.pipelines.refusals import KubeflowError
 from tenfold.pipelines.upload import find, identity, named, newest, specification
 
 
@@ -53,7 +55,7 @@ def check_form(preset: str, overrides: str) -> list[str]:
 
 def submit(
     connection: Connection, pipeline: str, parameters: Mapping[str, str], *, version: str | None = None,
-    name: str | None = None, experiment: str | None = None, service_account: str | None = None,
+    name: str | None = None, experiment: str | None = None, service_account: str | None = None, cache: bool = True,
 ) -> Submitted:  # fmt: skip
     """Start a run.
 
@@ -65,6 +67,7 @@ def submit(
         name: of the run; the pipeline's with the time without one.
         experiment: name of the experiment, see :func:`experiment_of`.
         service_account: that the pods run as; the namespace's own without one.
+        cache: False runs every task anew; the run then names the pipeline's text instead of its version.
 
     Raises:
         ConfigError: the pipeline has no such parameter.
@@ -76,9 +79,7 @@ def submit(
     body = api.V2beta1Run(
         display_name=name or time.strftime(f"{pipeline} %Y-%m-%d %H:%M:%S"),
         experiment_id=experiment_of(connection, experiment), service_account=service_account,
-        pipeline_version_reference=api.V2beta1PipelineVersionReference(
-            pipeline_id=reference, pipeline_version_id=chosen.pipeline_version_id
-        ),
+        **_what(reference, chosen, cache=cache),
         runtime_config=api.V2beta1RuntimeConfig(parameters=dict(parameters)),
     )  # fmt: skip
     run = connection.call(
@@ -87,6 +88,30 @@ def submit(
     )  # fmt: skip
     run_id = identity(connection, run.run_id)
     return Submitted(run_id, connection.link("runs", run_id), chosen.display_name, tasks_of(chosen))
+
+
+def _what(pipeline: str, version: Any, *, cache: bool) -> dict[str, Any]:
+    """Return the fields of a run that say what it runs.
+
+    Raises:
+        KubeflowError: the cache is to be left out, and the API keeps the version's text to itself.
+    """
+    if cache:
+        reference = api.V2beta1PipelineVersionReference(
+            pipeline_id=pipeline, pipeline_version_id=version.pipeline_version_id
+        )
+        return {"pipeline_version_reference": reference}
+    if not specification(version):
+        raise KubeflowError(
+            f"the API does not show what version {version.display_name} is, so its cache cannot be left out: upload "
+            "the pipeline again, or start the run in the UI with caching switched off"
+        )
+    text = copy.deepcopy(version.pipeline_spec)
+    spec = text.get("pipeline_spec", text)
+    for component in (spec["root"], *spec.get("components", {}).values()):
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            task["cachingOptions"] = {}
+    return {"pipeline_spec": text}
 
 
 def check_parameters(version: Any, parameters: Mapping[str, str]) -> None:

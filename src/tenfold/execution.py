@@ -45,7 +45,8 @@ def read_lineage(folder: Path) -> dict[str, Any]:
         lineage: dict[str, Any] = json.loads((folder / LINEAGE).read_text())
     except FileNotFoundError:
         raise DataError(
-            f"{folder} is no output of a tenfold stage, or it was deleted; run the pipeline again with --no-cache"
+            f"{folder} is no output of a tenfold stage, or it was deleted; run the pipeline again with --no-cache "
+            "(`tenfold run`, or `tenfold submit` on a cluster)"
         ) from None
     return lineage
 

@@ -102,6 +102,14 @@ def test_a_queue_that_is_not_there_is_an_error_and_one_that_may_not_be_read_is_u
     assert told(gpus=1, queue="team")[0].startswith("the queue's quota: not checked: 403")
 
 
+def test_a_cluster_without_kueue_leaves_the_quota_unchecked(
+    cluster: FakeKubernetes, told: Callable[..., list[str]]
+) -> None:
+    cluster.objects["nodes", ""] = nodes(8)
+    cluster.installed = False
+    assert told(gpus=1, queue="team")[0].startswith("the queue's quota: not checked: this cluster serves no version")
+
+
 def test_without_a_cluster_or_an_answer_nothing_is_checked_and_that_is_said(
     told: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -176,6 +176,23 @@ def test_submit_sends_preset_and_overrides_to_the_newest_version_and_tells_of_ea
     assert run["state"] == "SUCCEEDED"
 
 
+def test_without_the_cache_a_run_gets_the_versions_text_with_every_task_to_be_run_anew(
+    kubeflow: FakeKubeflow, call: Call, compiled: Path, uploaded: str
+) -> None:
+    done = call("submit", "--no-cache", "--no-wait")
+    assert done.returncode == 0, done.stderr
+    body = kubeflow.bodies("run_service_create_run")[0]["body"]
+    assert "pipeline_version_reference" not in body
+    spec, platform = yaml.safe_load_all(compiled.read_text())
+    sent = body["pipeline_spec"]
+    graphs = [each["dag"]["tasks"] for each in (sent["pipeline_spec"]["root"],
+              *sent["pipeline_spec"]["components"].values()) if "dag" in each]  # fmt: skip
+    assert sum(len(graph) for graph in graphs) > 15
+    assert not [name for graph in graphs for name, task in graph.items() if task.get("cachingOptions")]
+    assert sent["platform_spec"] == platform
+    assert sent["pipeline_spec"]["deploymentSpec"] == spec["deploymentSpec"]
+
+
 def test_a_failed_run_names_its_tasks_and_their_errors(kubeflow: FakeKubeflow, call: Call, uploaded: str) -> None:
     kubeflow.lives = [[("RUNNING", {"preflight": "FAILED: no bucket s3://key:hidden@b", "shard": "RUNNING"}),
                    ("FAILED", {"shard": "FAILED"})]]  # fmt: skip

@@ -130,6 +130,7 @@ def submit(
     name: Annotated[str | None, typer.Option(help="Of the run; else the pipeline's with the time.")] = None,
     experiment: Experiment = None,
     service_account: PodAccount = None,
+    cache: Annotated[bool, typer.Option(help="Take unchanged tasks from KFP's cache.")] = True,
     wait: Annotated[bool, typer.Option(help="Wait for the run's end, with a line for each task.")] = True,
     poll_seconds: Annotated[float, typer.Option(min=0.05, help="Pause between two looks at the run.")] = 5.0,
     namespace: Namespace = None,
@@ -145,7 +146,7 @@ def submit(
     connection = connect(namespace, kube_context, ca_file)
     run = runs.submit(
         connection, known(pipeline).name, values, version=version, name=name, experiment=experiment,
-        service_account=service_account,
+        service_account=service_account, cache=cache,
     )  # fmt: skip
     tell(f"run {run.run_id} of version {run.version}")
     if run.link:

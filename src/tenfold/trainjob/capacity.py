@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +19,8 @@ from tenfold.trainjob.cluster import connection
 from tenfold.trainjob.refusals import answer
 
 _LIMITS = (3, 10)  # seconds for connecting and for each answer: a preflight does not wait
-_KUEUE = {"group": "kueue.x-k8s.io", "version": "v1beta1"}
+#: Kueue's, the newest first: a cluster serves one or both.
+_VERSIONS = ("v1beta2", "v1beta1")
 
 
 class Needs(BaseModel):
@@ -59,6 +61,10 @@ class Needs(BaseModel):
 
 class _UnseenError(Exception):
     """What was asked for cannot be seen from here; the message says why."""
+
+
+class _UnservedError(_UnseenError):
+    """The API server does not serve this version of the resource."""
 
 
 def check_capacity(needs: Needs, reporter: Reporter) -> None:
@@ -116,18 +122,16 @@ def _check_queue(api: Any, namespace: str, needs: Needs) -> str:
     from kubernetes import client
 
     custom = client.CustomObjectsApi(api)
-    local = _asked(
-        lambda: custom.get_namespaced_custom_object(
-            **_KUEUE, namespace=namespace, plural="localqueues", name=needs.queue, _request_timeout=_LIMITS
-        ),
+    local = _of_kueue(
+        custom.get_namespaced_custom_object, namespace=namespace, plural="localqueues", name=needs.queue,
         absent=f"there is no LocalQueue {needs.queue} in the namespace {namespace}; its TrainJobs would wait for ever: "
         "take one that is there (--queue), or let an administrator make it",
-    )
+    )  # fmt: skip
     name = local["spec"]["clusterQueue"]
-    queue = _asked(
-        lambda: custom.get_cluster_custom_object(**_KUEUE, plural="clusterqueues", name=name, _request_timeout=_LIMITS),
+    queue = _of_kueue(
+        custom.get_cluster_custom_object, plural="clusterqueues", name=name,
         absent=f"the LocalQueue {needs.queue} leads to a ClusterQueue {name}, which is not there",
-    )
+    )  # fmt: skip
     given = [
         Decimal(str(resource["nominalQuota"])) + Decimal(str(resource.get("borrowingLimit") or 0))
         for group in queue["spec"].get("resourceGroups", [])
@@ -146,11 +150,22 @@ def _check_queue(api: Any, namespace: str, needs: Needs) -> str:
     return f"the ClusterQueue {name} gives up to {sum(given)} {needs.accelerator}; asked for: {wanted}"
 
 
+def _of_kueue(function: Callable[..., Any], absent: str, **what: Any) -> Any:
+    for version in _VERSIONS:
+        call = partial(function, group="kueue.x-k8s.io", version=version, **what, _request_timeout=_LIMITS)
+        try:
+            return _asked(call, absent)
+        except _UnservedError:
+            continue
+    raise _UnseenError("this cluster serves no version of Kueue's resources that is known here")
+
+
 def _asked(call: Callable[[], Any], absent: str | None = None) -> Any:
     """Return the API server's answer.
 
     Raises:
         ConfigError: what was asked for is not there, and must be (``absent``).
+        _UnservedError: the resource is not served.
         _UnseenError: it may not be read, or the server does not answer.
     """
     from kubernetes.client import ApiException
@@ -162,6 +177,8 @@ def _asked(call: Callable[[], Any], absent: str | None = None) -> Any:
         status, message, details = answer(error)
         if status == 404 and details.get("name") and absent is not None:
             raise ConfigError(absent) from None
+        if status == 404:
+            raise _UnservedError(message) from None
         raise _UnseenError(message) from None
     except (HTTPError, OSError, TrainJobError) as error:
         raise _UnseenError(f"the Kubernetes API server does not answer ({type(error).__name__})") from None
