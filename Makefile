@@ -59,7 +59,7 @@ sbom: $(STAMP)  ## what IMAGE holds of Python packages, as CycloneDX: build/sbom
 	$(BIN)/cyclonedx-py requirements build/packages.txt --of JSON --output-file build/sbom.json
 
 scan: sbom  ## known vulnerabilities of IMAGE: of Python packages by pip-audit, of Debian's by trivy where that is installed
-	$(BIN)/pip-audit --no-deps --disable-pip --requirement build/packages.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement build/packages.txt
 	if command -v trivy > /dev/null; then trivy image --severity HIGH,CRITICAL $(IMAGE); fi
 
 test-docker: $(STAMP)  ## build both images and run the whole pipeline inside them; a Docker engine, or root and dockerd
