@@ -174,7 +174,7 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
                 soft_labels=soft_labels, student=student,
             )  # fmt: skip
             promote(
-                config=config["promote"], student=student, evaluation=measured.outputs["evaluation"]
+                config=config["promote"], student=student, encoder=encoder, evaluation=measured.outputs["evaluation"]
             ).set_caching_options(False)
 
     return semi_supervised
