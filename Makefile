@@ -39,8 +39,9 @@ format: $(STAMP)  ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-compiled: $(STAMP)  ## compile the pipeline's golden YAML anew
+compiled: $(STAMP)  ## compile the pipelines' golden YAML anew
 	$(BIN)/tenfold compile --output pipelines/compiled/semi_supervised.yaml
+	$(BIN)/tenfold compile --pipeline retrain --output pipelines/compiled/retrain.yaml
 
 bench-digits: $(STAMP)  ## the ladder over 10 splits; about half an hour, goes on where it was stopped
 	$(BIN)/python benchmarks/digits.py

@@ -18,7 +18,8 @@ import psutil
 from tenfold.environment import Environment, allocator
 from tenfold.errors import TenfoldError
 from tenfold.fingerprint import source_digest
-from tenfold.pipelines.semi_supervised import Images, build
+from tenfold.pipelines.catalogue import PIPELINES, SEMI_SUPERVISED
+from tenfold.pipelines.stages import Images
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
 from tenfold.tracking import close_runs, send_left
@@ -34,13 +35,16 @@ def local_images() -> Images:
     return Images(cpu=name, gpu=name)
 
 
-def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache: bool = True) -> None:
-    """Run the pipeline to its end.
+def run_locally(
+    arguments: Mapping[str, str], environment: Environment, *, cache: bool = True, pipeline: str = SEMI_SUPERVISED
+) -> None:
+    """Run a pipeline to its end.
 
     Args:
         arguments: the pipeline's parameters.
         environment: home, store, tracking address and run id; handed to every task by the environment.
         cache: False runs every stage anew.
+        pipeline: which one, by its name in the catalogue.
 
     Raises:
         PipelineError: a stage failed.
@@ -62,9 +66,9 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
     closed = True
     try:
         with _inherited(environment, temporary), (folder / "pipeline.log").open("a", buffering=1) as log:
-            pipeline = build(local_images())
+            dag = PIPELINES[pipeline](local_images())
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                pipeline(**arguments)
+                dag(**arguments)
         _send_waiting(environment)
     except BaseException as error:
         closed = False

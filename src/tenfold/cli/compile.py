@@ -1,4 +1,4 @@
-"""The command that compiles the pipeline for a cluster."""
+"""The command that compiles a pipeline for a cluster."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from tenfold.errors import ConfigError, first_fault
 _PANEL = "With --launcher trainjob"
 
 
+class Pipeline(StrEnum):
+    """The pipelines by name."""
+
+    SEMI_SUPERVISED = "semi-supervised"
+    RETRAIN = "retrain"
+
+
 class Launcher(StrEnum):
     """Where a training stage trains: in its task's pod, or as a TrainJob over many."""
 
@@ -22,7 +29,8 @@ class Launcher(StrEnum):
 
 
 def compile_to_yaml(
-    output: Annotated[Path, typer.Option(help="File to write.")] = Path("semi_supervised.yaml"),
+    output: Annotated[Path | None, typer.Option(help="File to write; else the pipeline's name.")] = None,
+    pipeline: Annotated[Pipeline, typer.Option(help="Which one.")] = Pipeline.SEMI_SUPERVISED,
     cpu_image: Annotated[str | None, typer.Option(help="Image of preflight, shard and promote, by digest.")] = None,
     gpu_image: Annotated[str | None, typer.Option(help="Image of the other stages, by digest.")] = None,
     cluster: Annotated[
@@ -51,12 +59,13 @@ def compile_to_yaml(
         typer.Option(min=0.01, help="Longest time that a stage may train; else 72.", rich_help_panel=_PANEL),
     ] = None,
 ) -> None:
-    """Compile the pipeline to KFP's YAML."""
+    """Compile a pipeline to KFP's YAML."""
     from tenfold.pipelines.cluster import ClusterSettings
     from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
-    from tenfold.pipelines.semi_supervised import Images
+    from tenfold.pipelines.stages import Images
     from tenfold.trainjob import TrainJobSpec
 
+    output = output or Path(f"{pipeline.value.replace('-', '_')}.yaml")
     if output.suffix not in {".yaml", ".yml"}:
         raise ConfigError(f"--output {output} must end in .yaml")
     settings = ClusterSettings.read(cluster) if cluster else ClusterSettings()
@@ -80,7 +89,7 @@ def compile_to_yaml(
     elif given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(f"{options}: a pod that trains alone has none of these; give --launcher trainjob too")
-    compile_pipeline(output, images, trainjob, settings)
+    compile_pipeline(output, images, trainjob, settings, pipeline.value)
     for image, option in ((cpu_image, "--cpu-image"), (gpu_image, "--gpu-image")):
         if not image:
             typer.echo(f"note: without {option} the pipeline names a placeholder that no registry holds", err=True)

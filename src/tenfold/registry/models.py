@@ -29,9 +29,17 @@ class Registered:
 class Registry:
     """One registered model of MLflow's registry."""
 
-    def __init__(self, environment: Environment, name: str) -> None:
+    def __init__(self, environment: Environment, name: str, *, patient: bool = True) -> None:
+        """Open the model.
+
+        Args:
+            environment: gives MLflow's address.
+            name: of the model; it need not be there yet.
+            patient: repeat what failed for a minute, since nothing here is done later; False for a check that must
+                answer within seconds.
+        """
         self.name, self._environment = name, environment
-        self._client = client(environment, repeats=5)  # for a minute; nothing here is done later
+        self._client = client(environment, repeats=5) if patient else client(environment, timeout=3)
 
     def _call(self, doing: str, call: Any, *arguments: Any, **named: Any) -> Any:
         try:
