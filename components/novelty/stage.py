@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenfold.components.novelty.contents import count_new
 from tenfold.config import RetrainConfig
 from tenfold.data.manifest import open_dataset
-from tenfold.data.novelty import count_new
 from tenfold.errors import AGAIN, DataError, StorageError, TrackingError
 from tenfold.fingerprint import canonical_json
 from tenfold.progress import count
