@@ -69,7 +69,7 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
                 labels_per_class=labels_per_class, labels_fraction=labels_fraction, labels_file=labels_file,
                 model_name=model_name, min_gain=min_gain, min_new_images=min_new_images, warm_start=warm_start,
                 pretrain_share=pretrain_share,
-            ).set_caching_options(False)  # fmt: skip
+            ).set_caching_options(False).set_display_name("preflight")  # fmt: skip
             config = ready.outputs
             data = stages.shard(config)
             found = novelty(config=config["novelty"], dataset=data["dataset"], known=config["known"])

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from tenfold.cli.app import app
 from tenfold.pipelines.compile import compile_pipeline
 
 GOLDEN = Path(__file__).parents[2] / "pipelines" / "compiled"
@@ -34,6 +36,14 @@ def test_the_compiled_pipeline_is_the_golden_one(compiled: Path) -> None:
     assert compiled.read_text() == (GOLDEN / "retrain.yaml").read_text(), (
         "run `make compiled` and look at the difference"
     )
+
+
+def test_the_command_compiles_the_pipeline_of_that_name_into_a_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["compile", "--pipeline", "retrain"]).exit_code == 0
+    assert (tmp_path / "retrain.yaml").read_text() == (GOLDEN / "retrain.yaml").read_text()
 
 
 def test_all_that_costs_waits_for_a_boolean_that_novelty_gives(spec: dict[str, Any]) -> None:
