@@ -67,8 +67,9 @@ test-docker: $(STAMP)  ## build both images and run the whole pipeline inside th
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/pytest tests/docker -m docker
 
-compiled: $(STAMP)  ## compile the pipeline's golden YAML anew, and its Kubernetes resources
+compiled: $(STAMP)  ## compile the pipelines' golden YAML anew, and the Kubernetes resources
 	$(BIN)/tenfold compile --output pipelines/compiled/semi_supervised.yaml
+	$(BIN)/tenfold compile --pipeline retrain --output pipelines/compiled/retrain.yaml
 	$(BIN)/python -m tenfold.pipelines.manifests pipelines/compiled/semi_supervised.yaml k8s/components/pipeline/pipeline.yaml
 
 manifests: $(STAMP)  ## check the Kubernetes manifests, and render those for production into build/prod.yaml

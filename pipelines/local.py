@@ -18,8 +18,9 @@ import psutil
 from tenfold.environment import Environment, allocator
 from tenfold.errors import TenfoldError
 from tenfold.fingerprint import source_digest
+from tenfold.pipelines.catalogue import PIPELINES, SEMI_SUPERVISED
 from tenfold.pipelines.cluster import ClusterSettings
-from tenfold.pipelines.semi_supervised import Images, build
+from tenfold.pipelines.stages import Images
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
 from tenfold.tracking import close_runs, send_left
@@ -35,13 +36,16 @@ def local_images() -> Images:
     return Images(cpu=name, gpu=name)
 
 
-def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache: bool = True) -> None:
-    """Run the pipeline to its end.
+def run_locally(
+    arguments: Mapping[str, str], environment: Environment, *, cache: bool = True, pipeline: str = SEMI_SUPERVISED
+) -> None:
+    """Run a pipeline to its end.
 
     Args:
         arguments: the pipeline's parameters.
         environment: home, store, tracking address and run id; handed to every task by the environment.
         cache: False runs every stage anew.
+        pipeline: which one, by its name in the catalogue.
 
     Raises:
         PipelineError: a stage failed.
@@ -63,9 +67,10 @@ def run_locally(arguments: Mapping[str, str], environment: Environment, *, cache
     closed = True
     try:
         with _inherited(environment, temporary), (folder / "pipeline.log").open("a", buffering=1) as log:
-            pipeline = build(local_images(), cluster=ClusterSettings(retries=0))  # kfp.local would wait a minute
+            without = ClusterSettings(retries=0)  # kfp.local would wait a minute for each
+            dag = PIPELINES[pipeline](local_images(), cluster=without)
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                pipeline(**arguments)
+                dag(**arguments)
         _send_waiting(environment)
     except BaseException as error:
         closed = False

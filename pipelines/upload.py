@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 
 from tenfold import __version__
 from tenfold.errors import ConfigError, did_you_mean
+from tenfold.pipelines.catalogue import PIPELINES as CATALOGUE
 from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
 from tenfold.pipelines.connection import Connection
 from tenfold.pipelines.refusals import KubeflowError
@@ -32,9 +34,7 @@ class Known:
 
 
 #: By the word that the command line has for each.
-PIPELINES = {
-    "semi-supervised": Known("tenfold-semi-supervised", compile_pipeline),
-}
+PIPELINES = {word: Known(f"tenfold-{word}", partial(compile_pipeline, pipeline=word)) for word in CATALOGUE}
 
 
 @dataclass(frozen=True)

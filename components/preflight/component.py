@@ -1,4 +1,4 @@
-"""The KFP component of preflight."""
+"""The KFP components of preflight: for a run, and for a retraining."""
 
 from typing import NamedTuple
 
@@ -77,6 +77,70 @@ def preflight(
         )
 
 
+def retrain_preflight(
+    preset: str,
+    overrides: str,
+    name: str,
+    source: str,
+    annotations: str,
+    labels_per_class: str,
+    labels_fraction: str,
+    labels_file: str,
+    model_name: str,
+    min_gain: str,
+    min_new_images: str,
+    warm_start: str,
+    pretrain_share: str,
+    resolved: dsl.Output[dsl.Artifact],
+) -> NamedTuple(
+    "Strings",
+    [
+        ("shard", str), ("augment", str), ("pretrain", str), ("baseline", str), ("finetune", str),
+        ("self_train", str), ("pseudo_label", str), ("distill", str), ("evaluate", str), ("promote", str),
+        ("watched", bool), ("novelty", str), ("known", str),
+    ],
+):  # fmt: skip
+    """As preflight; pretraining is to start from the champion's encoder, and ``known`` is what that learned from."""
+    import time
+    from pathlib import Path
+    from typing import NamedTuple
+
+    from tenfold.components.preflight.champion import run
+    from tenfold.components.preflight.stage import Request, write_resolved
+    from tenfold.config import STAGES
+    from tenfold.execution import Attempt
+    from tenfold.fingerprint import canonical_json
+    from tenfold.tracking import task_run
+
+    values = {
+        "name": name, "data.source": source, "data.annotations": annotations,
+        "data.labels.per_class": labels_per_class, "data.labels.fraction": labels_fraction,
+        "data.labels.file": labels_file, "promote.model": model_name, "promote.min_gain": min_gain,
+        "retrain.min_new_images": min_new_images, "retrain.warm_start": warm_start,
+        "retrain.pretrain_share": pretrain_share,
+    }  # fmt: skip
+    with Attempt("preflight") as attempt:
+        attempt.reporter.started()
+        start = time.monotonic()
+        found = run(Request(preset, overrides, values), attempt.environment, attempt.reporter)
+        attempt.tracker = task_run(attempt.environment, "preflight")
+        write_resolved(found.config, Path(resolved.path))
+        attempt.tracker.artifact(Path(resolved.path))
+        attempt.tracker.finish("FINISHED")
+        attempt.reporter.finished(time.monotonic() - start)
+        strings = found.config.stage_strings()
+        outputs = [*((stage, str) for stage in STAGES), ("watched", bool), ("novelty", str), ("known", str)]
+        return NamedTuple("Strings", outputs)(
+            *(strings[stage] for stage in STAGES), found.config.pretrain.watched,
+            canonical_json(found.config.retrain.model_dump()), found.known,
+        )  # fmt: skip
+
+
 def component(image: str):
     """Return preflight as a component that runs in ``image``."""
     return dsl.component(preflight, base_image=image, install_kfp_package=False)
+
+
+def retrain_component(image: str):
+    """Return the preflight of a retraining as a component that runs in ``image``."""
+    return dsl.component(retrain_preflight, base_image=image, install_kfp_package=False)

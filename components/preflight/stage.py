@@ -49,11 +49,16 @@ class Request:
         labels = config.data.labels.model_copy(update={"file": _absolute(config.data.labels.file)})
         data = config.data.model_copy(update={"source": _absolute(config.data.source), "labels": labels})
         augment = config.augment.model_copy(update={"backend": backend})
-        return _with_init(config.model_copy(update={"augment": augment, "data": data}))
+        return with_init(config.model_copy(update={"augment": augment, "data": data}))
 
 
-def _with_init(config: RunConfig) -> RunConfig:
-    """Return ``config`` with what the encoder of ``pretrain.init`` is, if there is one."""
+def with_init(config: RunConfig) -> RunConfig:
+    """Return ``config`` with what the encoder of ``pretrain.init`` is, if there is one.
+
+    Raises:
+        DataError: there is none at that place, or it is damaged.
+        ConfigError: it does not fit the rest of the configuration.
+    """
     init = config.pretrain.init
     if init is None:
         return config
@@ -133,8 +138,20 @@ def check(config: RunConfig) -> str | None:
 
 
 def run(request: Request, environment: Environment) -> tuple[RunConfig, str | None]:
-    """Check run and cluster, open the store, make MLflow's parent run, and send it what earlier runs could not."""
+    """Resolve the configuration, and begin a run with it (see :func:`begin`)."""
     config = request.resolve()
+    return config, begin(config, environment)
+
+
+def begin(config: RunConfig, environment: Environment) -> str | None:
+    """Check run and cluster, open the store, make MLflow's parent run, and send it what earlier runs could not.
+
+    Returns:
+        As :func:`check`.
+
+    Raises:
+        TenfoldError: says what is wrong, where, and what to do.
+    """
     if environment.needs is not None:
         check_capacity(Needs.parse(environment.needs), Reporter("preflight", environment.events))
     listing = check(config)
@@ -148,7 +165,7 @@ def run(request: Request, environment: Environment) -> tuple[RunConfig, str | No
     parent.tags({"tenfold.config": json.dumps(config.model_dump())[:7900], "tenfold.source": config.data.source})
     parent.params({"name": config.name, "source": config.data.source, "seed": config.seed})
     _send_waiting(environment)
-    return config, listing
+    return listing
 
 
 def _send_waiting(environment: Environment) -> None:

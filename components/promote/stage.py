@@ -14,10 +14,20 @@ from tenfold.config import Description, PromoteConfig
 from tenfold.data.channels import encode_npy
 from tenfold.data.decode import encode_png
 from tenfold.environment import Environment
-from tenfold.errors import StorageError
+from tenfold.errors import DataError
 from tenfold.execution import read_lineage
-from tenfold.fingerprint import canonical_json
-from tenfold.registry import CHALLENGER, CHAMPION, Decision, Registered, Registry, decide
+from tenfold.fingerprint import canonical_json, digest, file_digest
+from tenfold.registry import (
+    CHALLENGER,
+    CHAMPION,
+    ENCODER_TAG,
+    Decision,
+    Ledger,
+    Registered,
+    Registry,
+    decide,
+    promote,
+)
 from tenfold.report.render import render
 from tenfold.storage import Store
 from tenfold.tracking import nested_run, parent_run
@@ -28,9 +38,10 @@ CONFIGS = {"promote": PromoteConfig}
 
 @dataclass(frozen=True)
 class Inputs:
-    """``student``: the classifier. ``evaluation``: what the evaluate stage wrote."""
+    """``student``: the classifier. ``encoder``: what it began as. ``evaluation``: what the evaluate stage wrote."""
 
     student: Path
+    encoder: Path
     evaluation: Path
 
 
@@ -62,7 +73,10 @@ class Verdict:
 
 
 def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> Verdict:
-    """Register the student once, decide, set the alias, and write the pipeline's report."""
+    """Register the student once, decide, set the alias, and write the pipeline's report.
+
+    The encoder of a student that becomes champion is kept in the store, where a retraining starts from it.
+    """
     evaluation = json.loads((inputs.evaluation / "evaluation.json").read_text())
     predictions = json.loads((inputs.evaluation / "predictions.json").read_text())
     weights = hashlib.sha256((inputs.student / "model.safetensors").read_bytes()).hexdigest()
@@ -70,7 +84,6 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     lineage = read_lineage(inputs.student)
     top1 = accuracy(predictions)
     registry = Registry(work.environment, config.model)
-    champion = registry.by_alias(CHAMPION)
     version = registry.by_weights(weights) or registry.register(
         inputs.student, _example(inputs.student), weights, work.tracker.run_id,
         {
@@ -81,12 +94,25 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
             "tenfold.labels": str(evaluation["counts"]["labelled"]),
         },
     )  # fmt: skip
-    decision, compared = _compare(champion, version, weights, top1, predictions["test_split"], config, work.store)
-    alias = CHAMPION if decision.promote else CHALLENGER
-    registry.point(alias, version.version)
+    split = predictions["test_split"]
+
+    def judge(champion: Registered | None) -> Decision:
+        return _decide(version, top1, champion, split, config.min_gain, work.store)
+
+    def keep() -> None:
+        registry.tag(version.version, ENCODER_TAG, keep_encoder(inputs.encoder, work.store))
+
+    ledger = Ledger(work.store, config.model, work.environment.run_id)
+    outcome = promote(registry, ledger, version, judge, keep, work.reporter.note)
+    decision, champion = outcome.decision, outcome.champion
     if decision.promote:
         registry.unpoint(CHALLENGER, version.version)
-    verdict = Verdict(alias, config.model, version.version, decision.reasons, compared)
+    else:
+        registry.point(CHALLENGER, version.version)
+    verdict = Verdict(
+        CHAMPION if decision.promote else CHALLENGER, config.model, version.version, decision.reasons,
+        {"version": champion.version, "top1": _top1_of(champion, split, work.store)} if champion else None,
+    )  # fmt: skip
     _record(verdict, evaluation, inputs, outputs, work)
     return verdict
 
@@ -101,22 +127,38 @@ def accuracy(predictions: dict[str, Any]) -> float:
     return sum(a == b for a, b in zip(truth, predicted, strict=True)) / len(truth) if truth else float("nan")
 
 
-def _compare(
-    champion: Registered | None, version: Registered, weights: str, top1: float, test_split: str,
-    config: PromoteConfig, store: Store,
-) -> tuple[Decision, dict[str, Any] | None]:  # fmt: skip
+def _top1_of(champion: Registered, test_split: str, store: Store) -> float | None:
+    """Return what the champion reaches on these test images; None where it was never measured on them."""
+    key = _measured(test_split, champion.weights)
+    return accuracy(json.loads(store.read(key))) if store.exists(key) else None
+
+
+def _decide(
+    version: Registered, top1: float, champion: Registered | None, test_split: str, min_gain: float, store: Store
+) -> Decision:
     if champion is None:
-        return decide(top1, None, config.min_gain, exists=False), None
+        return decide(top1, None, min_gain, exists=False)
     if champion.version == version.version:
-        return Decision(True, ["this very student is the champion already"]), {
-            "version": version.version,
-            "top1": top1,
-        }
-    try:
-        its = accuracy(json.loads(store.read(_measured(test_split, champion.weights))))
-    except StorageError:
-        its = None
-    return decide(top1, its, config.min_gain, exists=True), {"version": champion.version, "top1": its}
+        return Decision(True, ["this very student is the champion already"])
+    return decide(top1, _top1_of(champion, test_split, store), min_gain, exists=True)
+
+
+def keep_encoder(folder: Path, store: Store) -> str:
+    """Copy an encoder into the store under the sha256 of its description, which names its weights.
+
+    Returns:
+        Its address, ``<store>/encoders/<digest>``, as ``pretrain.init.path`` takes it.
+
+    Raises:
+        DataError: the weights are not those that the description names.
+    """
+    text = (folder / "model.json").read_text()
+    if Description.model_validate_json(text).weights != file_digest(folder / "model.safetensors"):
+        raise DataError(f"the encoder in {folder} is damaged; run the pipeline again with --no-cache")
+    place = f"encoders/{digest(text)}"
+    store.create(f"{place}/model.safetensors", folder / "model.safetensors")
+    store.create(f"{place}/model.json", text.encode())  # last: who sees it finds the weights
+    return f"{store.uri}/{place}"
 
 
 def _example(student: Path) -> bytes:

@@ -12,7 +12,8 @@ import pytest
 from kfp import local
 from mlflow.tracking import MlflowClient
 
-from tenfold.pipelines.semi_supervised import Images, build
+from tenfold.pipelines.semi_supervised import build
+from tenfold.pipelines.stages import Images
 
 pytestmark = [
     pytest.mark.docker,

@@ -413,8 +413,8 @@ def test_preflight_refuses_where_mlflow_is_away_or_denies_access(door: Door, fau
 def test_promotion_fails_with_one_clear_line_where_mlflow_is_away(
     door: Door, home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    student, evaluation = tmp_path / "student", tmp_path / "evaluation"
-    for folder in (student, evaluation):
+    student, encoder, evaluation = tmp_path / "student", tmp_path / "encoder", tmp_path / "evaluation"
+    for folder in (student, encoder, evaluation):
         folder.mkdir()
         (folder / "lineage.json").write_text(json.dumps({"fingerprint": "f" * 64}))
     (student / "model.safetensors").write_bytes(b"weights")
@@ -422,7 +422,7 @@ def test_promotion_fails_with_one_clear_line_where_mlflow_is_away(
     predictions = {"test_split": "s" * 64, "truth": [0], "predicted": [0]}
     (evaluation / "predictions.json").write_text(json.dumps(predictions))
     door.shut()
-    inputs = {"student": student, "evaluation": evaluation}
+    inputs = {"student": student, "encoder": encoder, "evaluation": evaluation}
     outputs = {"report": str(tmp_path / "report.html"), "verdict": str(tmp_path / "verdict.md")}
     with pytest.raises(SystemExit) as ended:
         execute("promote", canonical_json(PromoteConfig().model_dump()), inputs, outputs)

@@ -13,7 +13,7 @@ from fake_kfp import TOKEN, FakeKubeflow, serve
 
 from tenfold.pipelines.compile import compile_pipeline
 from tenfold.pipelines.connection import Connection
-from tenfold.pipelines.semi_supervised import Images
+from tenfold.pipelines.stages import Images
 from tenfold.pipelines.upload import upload
 
 TENFOLD = str(Path(sys.executable).parent / "tenfold")

@@ -21,6 +21,7 @@ from tenfold.config import (
     BaselineConfig,
     Description,
     EvalViewConfig,
+    HeadConfig,
     PromoteConfig,
     ResNetConfig,
     SelfTrainConfig,
@@ -31,7 +32,7 @@ from tenfold.data.reader import SplitReader
 from tenfold.environment import Environment
 from tenfold.evaluation.metrics import score
 from tenfold.execution import execute, read_lineage
-from tenfold.fingerprint import canonical_json
+from tenfold.fingerprint import canonical_json, digest
 from tenfold.models.heads import Classifier
 from tenfold.models.saved import build, save
 from tenfold.predictor import Predictor
@@ -226,6 +227,13 @@ def make_student(folder: Path, seed: int) -> Path:
     return folder
 
 
+def make_encoder(folder: Path, seed: int) -> Path:
+    description = Description(kind="simclr", network=TINY, head=HeadConfig(layers=2, features=8), image_size=16)
+    torch.manual_seed(seed)
+    save(folder, build(description), description)
+    return folder
+
+
 def make_evaluation(folder: Path, right: int, test_split: str = "s" * 64) -> Path:
     """What the evaluate stage leaves for a student with ``right`` of 20 test images right."""
     folder.mkdir()
@@ -267,8 +275,9 @@ def promoted(server: str, tmp_path: Path) -> Callable[..., promote.Verdict]:
         store = open_store(environment.store)
         store.write(f"runs/{environment.run_id}/config.json", b'{"name": "test"}')
         inputs = promote.Inputs(
-            make_student(folder / "student", seed), make_evaluation(folder / "evaluation", right, test_split)
-        )
+            make_student(folder / "student", seed), make_encoder(folder / "encoder", seed),
+            make_evaluation(folder / "evaluation", right, test_split),
+        )  # fmt: skip
         tracker = task_run(environment, "promote")
         work = Work("promote", "f" * 64, store, environment, Reporter("promote"), tracker)
         outputs = promote.Outputs(folder / "report.html", folder / "verdict.md")
@@ -304,8 +313,13 @@ def test_the_first_student_becomes_champion_with_its_lineage(
     assert tags["tenfold.labels"] == "3"
     assert float(tags["tenfold.top1"]) == 0.6
     assert len(tags["tenfold.weights"]) == 64
+    kept = Path(tags["tenfold.encoder"].removeprefix("file://"))
+    made = tmp_path / "promotion-1" / "encoder"
+    assert kept.name == digest((made / "model.json").read_text())
+    for name in ("model.json", "model.safetensors"):
+        assert (kept / name).read_bytes() == (made / name).read_bytes()
     parent = client.get_run(parent_run(replace(Environment.read(), run_id=f"{tmp_path.name}-1")).run_id)
-    assert parent.info.status == "FINISHED"
+    assert parent.info.status == "RUNNING", "the exit task closes it"
     assert parent.data.tags["tenfold.model_version"] == f"{tmp_path.name}/1"
     assert parent.data.tags["tenfold.stage.distill"] == "m" * 32
     assert parent.data.metrics["top1.student"] == pytest.approx(0.6)

@@ -24,7 +24,7 @@ from tenfold.pipelines.connection import Connection
 from tenfold.pipelines.refusals import KubeflowError
 from tenfold.pipelines.runs import known_pipelines, list_runs, stop
 from tenfold.pipelines.schedule import change, cron, interval, schedule
-from tenfold.pipelines.semi_supervised import Images
+from tenfold.pipelines.stages import Images
 from tenfold.pipelines.submit import submit
 from tenfold.pipelines.upload import PIPELINES, upload
 from tenfold.pipelines.watch import RunFailedError, wait

@@ -42,7 +42,8 @@ def test_the_wheel_holds_stages_presets_template_and_golden_pipeline(wheel: zipf
     for name in (
         "tenfold/components/pretrain/stage.py", "tenfold/components/pretrain/component.py",
         "tenfold/pipelines/semi_supervised.py", "tenfold/pipelines/presets/digits.yaml",
-        "tenfold/pipelines/compiled/semi_supervised.yaml", "tenfold/report/report.html.j2",
+        "tenfold/pipelines/compiled/semi_supervised.yaml", "tenfold/pipelines/compiled/retrain.yaml",
+        "tenfold/report/report.html.j2", "tenfold/report/page.html.j2",
     ):  # fmt: skip
         assert name in names
 
@@ -50,7 +51,8 @@ def test_the_wheel_holds_stages_presets_template_and_golden_pipeline(wheel: zipf
 def test_importing_the_library_imports_neither_kfp_nor_torch_nor_mlflow() -> None:
     code = (
         "import sys, tenfold.config, tenfold.data.build, tenfold.components.preflight.stage, "
-        "tenfold.components.shard.stage, tenfold.components.promote.stage; "
+        "tenfold.components.shard.stage, tenfold.components.promote.stage, tenfold.components.novelty.stage, "
+        "tenfold.components.preflight.champion; "
         "sys.exit(' '.join({'kfp', 'torch', 'mlflow'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

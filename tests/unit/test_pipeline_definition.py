@@ -13,7 +13,7 @@ from tenfold.config import STAGES
 from tenfold.errors import ConfigError
 from tenfold.pipelines.cluster import ClusterSettings
 from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
-from tenfold.pipelines.semi_supervised import UNCACHED
+from tenfold.pipelines.stages import UNCACHED
 from tenfold.trainjob import TrainJobSpec
 
 GOLDEN = Path(__file__).parents[2] / "pipelines" / "compiled" / "semi_supervised.yaml"

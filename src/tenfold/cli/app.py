@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.console import Console
 from rich.table import Table
 
 from tenfold import __version__
 from tenfold.cli.cluster import add_cluster_commands
 from tenfold.cli.compile import compile_to_yaml
 from tenfold.cli.data import collect_garbage, data_app
+from tenfold.cli.local_run import DEFAULT_MODEL, Stopped, run_here
 from tenfold.cli.options import File, Preset, Sets, console, errors
 from tenfold.cli.options import console_on as _console
 from tenfold.cli.options import request as _request
 from tenfold.cli.runs import add_run_commands
 from tenfold.components.preflight.stage import check
-from tenfold.config import PromoteConfig, RunConfig, about_preset, load_preset, preset_names
+from tenfold.config import RunConfig, about_preset, load_preset, preset_names
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError, TenfoldError, redact
 
@@ -41,8 +40,6 @@ app.command("compile")(compile_to_yaml)
 add_cluster_commands(app)
 add_run_commands(app)
 
-DEFAULT_MODEL = PromoteConfig().model
-
 
 @app.command()
 def run(
@@ -52,66 +49,28 @@ def run(
     cache: Annotated[bool, typer.Option(help="Take unchanged stages from the cache.")] = True,
 ) -> None:
     """Run the whole pipeline on this machine."""
-    from tenfold.cli.display import Display, summary
-
-    start = time.monotonic()
-    request = _request(preset, file, sets)
-    check(request.resolve())
-    run_id = os.environ.get("TENFOLD_RUN_ID") or time.strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
-    environment = replace(Environment.read(), run_id=run_id)
-    folder = environment.home / "runs" / run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    console.print(f"run {run_id}; log {folder / 'pipeline.log'}", highlight=False, soft_wrap=True)
-    _stop_on_signals()
-    from tenfold.pipelines.local import run_locally
-
-    arguments = {"preset": request.preset, "overrides": request.overrides}
-    with Display(folder / "events.jsonl", _console(sys.__stdout__ or sys.stdout)):
-        run_locally(arguments, environment, cache=cache)
-    from tenfold.storage import open_store
-
-    store = open_store(environment.store)
-    result = json.loads(store.read(f"runs/{run_id}/result.json"))
-    (folder / "report.html").write_bytes(store.read(f"runs/{run_id}/report.html"))
-    model = result["verdict"]["model"]
-    verdict = result["verdict"]
-    if verdict["alias"] != "champion":
-        options = f" --model {model}/{verdict['version']}"
-    else:
-        options = "" if model == DEFAULT_MODEL else f" --model {model}"
-    places = {
-        "dataset": result["evaluation"]["dataset"],
-        "report": str(folder / "report.html"),
-        "MLflow": _mlflow_place(environment.tracking_uri),
-        "next": f"tenfold predict{options} IMAGE…",
-    }
-    summary(result, console, time.monotonic() - start, places)
+    run_here("semi-supervised", _request(preset, file, sets), console, _live(), cache=cache)
 
 
-def _mlflow_place(uri: str) -> str:
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else redact(uri)
+@app.command()
+def retrain(
+    preset: Preset = None,
+    file: File = None,
+    sets: Sets = None,
+    cache: Annotated[bool, typer.Option(help="Take unchanged stages from the cache.")] = True,
+    min_new_images: Annotated[
+        int | None, typer.Option(min=0, help="End early with fewer images that are new to the champion; else 100.")
+    ] = None,
+) -> None:
+    """Train again on this machine, from the champion, if enough images are new."""
+    if min_new_images is not None:
+        sets = [*(sets or []), f"retrain.min_new_images={min_new_images}"]
+    run_here("retrain", _request(preset, file, sets), console, _live(), cache=cache)
 
 
-class Stopped(BaseException):
-    """Ctrl-C or SIGTERM came; the stages are ended already."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def _stop_on_signals() -> None:
-    """Make Ctrl-C and SIGTERM end the stages, then unwind this process."""
-
-    def stop(number: int, frame: object) -> None:
-        from tenfold.pipelines.local import end_children
-
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
-        end_children()
-        raise Stopped(number)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+def _live() -> Console:
+    """Return a console for what is drawn during a run: on the real output, since KFP redirects the other."""
+    return _console(sys.__stdout__ or sys.stdout)
 
 
 @app.command()

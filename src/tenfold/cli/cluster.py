@@ -18,6 +18,7 @@ from tenfold.cli.compile import (
     Launcher,
     MemoryPerNode,
     Nodes,
+    Pipeline,
     Queue,
     Runtime,
     ServiceAccount,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # kfp takes its time to load
     from tenfold.pipelines.connection import Connection
 
 _PANEL = "Which Kubeflow Pipelines"
-Pipeline = Annotated[str, typer.Option(help="Which one; a wrong name lists those that there are.")]
+
 Namespace = Annotated[
     str | None,
     typer.Option(envvar="KFP_NAMESPACE", help="Your namespace, where there are many users.", rich_help_panel=_PANEL),

@@ -14,7 +14,7 @@ from tenfold.errors import ConfigError, first_fault
 
 if TYPE_CHECKING:  # kfp takes its time to load
     from tenfold.pipelines.cluster import ClusterSettings
-    from tenfold.pipelines.semi_supervised import Images
+    from tenfold.pipelines.stages import Images
     from tenfold.trainjob import TrainJobSpec
 
 _PANEL = "With --launcher trainjob"
@@ -27,6 +27,7 @@ class Launcher(StrEnum):
     TRAINJOB = "trainjob"
 
 
+Pipeline = Annotated[str, typer.Option(help="Which one: semi-supervised or retrain.")]
 CpuImage = Annotated[str | None, typer.Option(help="Image of preflight, shard and promote, by digest.")]
 GpuImage = Annotated[str | None, typer.Option(help="Image of the other stages, by digest.")]
 Settings = Annotated[
@@ -58,7 +59,8 @@ DeadlineHours = Annotated[
 
 
 def compile_to_yaml(
-    output: Annotated[Path, typer.Option(help="File to write.")] = Path("semi_supervised.yaml"),
+    output: Annotated[Path | None, typer.Option(help="File to write; else the pipeline's name.")] = None,
+    pipeline: Pipeline = "semi-supervised",
     cpu_image: CpuImage = None,
     gpu_image: GpuImage = None,
     cluster: Settings = None,
@@ -72,9 +74,11 @@ def compile_to_yaml(
     service_account: ServiceAccount = None,
     deadline_hours: DeadlineHours = None,
 ) -> None:
-    """Compile the pipeline to KFP's YAML."""
-    from tenfold.pipelines.compile import compile_pipeline
+    """Compile a pipeline to KFP's YAML."""
+    from tenfold.pipelines.upload import known
 
+    chosen = known(pipeline)
+    output = output or Path(f"{pipeline.replace('-', '_')}.yaml")
     if output.suffix not in {".yaml", ".yml"}:
         raise ConfigError(f"--output {output} must end in .yaml")
     given = {
@@ -82,7 +86,7 @@ def compile_to_yaml(
         "memory_per_node": memory_per_node, "runtime": runtime, "queue": queue, "service_account": service_account,
         "deadline_hours": deadline_hours,
     }  # fmt: skip
-    compile_pipeline(output, *compile_options(cpu_image, gpu_image, cluster, launcher, given))
+    chosen.compile(output, *compile_options(cpu_image, gpu_image, cluster, launcher, given))
     for image, option in ((cpu_image, "--cpu-image"), (gpu_image, "--gpu-image")):
         if not image:
             typer.echo(f"note: without {option} the pipeline names a placeholder that no registry holds", err=True)
@@ -110,7 +114,7 @@ def compile_options(
     """
     from tenfold.pipelines.cluster import ClusterSettings
     from tenfold.pipelines.compile import PLACEHOLDER
-    from tenfold.pipelines.semi_supervised import Images
+    from tenfold.pipelines.stages import Images
     from tenfold.trainjob import TrainJobSpec
 
     settings = ClusterSettings.read(cluster) if cluster else ClusterSettings()

@@ -108,16 +108,25 @@ def audit(
 def collect_garbage(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and remove nothing.")] = False,
     store: Annotated[str | None, typer.Option(help="Address of the store; default: this machine's.")] = None,
+    work_days: Annotated[
+        float | None,
+        typer.Option(min=0, help="Also the checkpoints of stages that nobody wrote for so many days or works on."),
+    ] = None,
 ) -> None:
     """Remove from the store what no data set and no record of one refers to."""
     from tenfold.data.garbage import find_garbage
     from tenfold.storage import open_store
+    from tenfold.work import find_old
 
-    opened = open_store(store or Environment.read().store)
-    found = find_garbage(opened)
+    environment = Environment.read()
+    opened = open_store(store or environment.store)
+    places = [] if work_days is None else find_old(opened, environment, work_days)
+    found = [*find_garbage(opened), *(entry for place in places for entry in place)]
     for entry in found:
         print(f"{entry.size:>14,}  {entry.key}")
         if not dry_run:
             opened.delete(entry.key)
+    for place in places if not dry_run else []:
+        opened.sweep("/".join([*place[0].key.split("/")[:2], ""]))
     total = sum(entry.size for entry in found)
     print(f"{count(len(found), 'object')}, {total / 1e6:,.1f} MB {'would be' if dry_run else 'were'} removed")

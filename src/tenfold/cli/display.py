@@ -19,6 +19,7 @@ from tenfold.progress import clock, count, describe, pace
 
 STAGES = ("preflight", "list_images", "pack", "shard", "augment", "pretrain", "finetune", "self_train",
           "pseudo_label", "distill", "baseline", "evaluate", "promote", "finish")  # fmt: skip
+RETRAIN_STAGES = (*STAGES[:4], "novelty", *STAGES[4:])
 _LOG_SECONDS = 60.0
 
 
@@ -29,6 +30,7 @@ class Display:
         self._events, self._console, self._stages = events, console, stages
         self._state: dict[str, dict[str, Any]] = {}
         self._notes: list[Text] = []
+        self._stopped = False  # early, by a stage's own decision
         self._spinner = Spinner("dots")
         self._offset, self._logged = 0, time.monotonic()
         self._done = threading.Event()
@@ -80,6 +82,8 @@ class Display:
         elif kind == "finished":
             state.update(status="done", seconds=event["seconds"])
             self._log(f"{stage}: done in {clock(event['seconds'])}")
+        elif kind == "stopped":
+            self._stopped = True
         elif kind == "failed":
             state["status"] = "failed"
             told = f"{stage}: failed: {event['message']}"
@@ -95,13 +99,14 @@ class Display:
             self._console.print(text, highlight=False, markup=False)
 
     def _mark_cached(self, before: int, starting: str) -> None:
-        """What has not been heard of when a stage that needs it starts was taken from the cache."""
+        """What has not been heard of when a stage that needs it starts was taken from the cache, or is not needed."""
         if any(state["status"] == "failed" for state in self._state.values()):
             return  # the exit task, which needs nothing
         for stage in self._stages[:before]:
             if stage not in self._state:
-                self._state[stage] = {"status": "cached"}
-                self._log(f"{stage}: cached")
+                self._state[stage] = {"status": "skipped" if self._stopped else "cached"}
+                if not self._stopped:
+                    self._log(f"{stage}: cached")
 
     def _draw(self) -> RenderableType:
         table = Table.grid(padding=(0, 1))
@@ -125,6 +130,7 @@ class Display:
         marks = {
             "waiting": ("·", "dim"),
             "cached": ("↺", "cyan"),
+            "skipped": ("–", "dim"),
             "done": ("✓", "green"),
             "failed": ("✗", "red"),
         }
@@ -132,7 +138,7 @@ class Display:
         detail = {"cached": "cached", "done": clock(state.get("seconds", 0)), "failed": "failed"}.get(status, "")
         return (
             Text(mark, style=style),
-            Text(stage, style="dim" if status == "waiting" else ""),
+            Text(stage, style="dim" if status in {"waiting", "skipped"} else ""),
             Text(detail, style="dim"),
         )
 
@@ -162,6 +168,16 @@ def summary(result: dict[str, Any], console: Console, wall: float, places: dict[
     console.print(f"{verdict['model']} version {verdict['version']}: [bold]{verdict['alias']}[/bold]")
     for reason in verdict["reasons"]:
         console.print(f"  {reason}", highlight=False)
+    _print_places(console, wall, places)
+
+
+def summary_of_stop(result: dict[str, Any], console: Console, wall: float, places: dict[str, str]) -> None:
+    """Print why a retraining ended early, and where to look next."""
+    console.print(f"\n[bold]Nothing to retrain on[/bold]: {result['stopped']['reason']}", highlight=False)
+    _print_places(console, wall, places)
+
+
+def _print_places(console: Console, wall: float, places: dict[str, str]) -> None:
     console.print(f"\nRun time {clock(wall)}")
     for name, place in places.items():
         console.print(f"{name:<8} {place}", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from tenfold.config.data import DataConfig, LabelsConfig, ShrinkConfig, SplitCon
 from tenfold.config.loading import changed, compose, load_config
 from tenfold.config.networks import Description, HeadConfig, ResNetConfig, TimmConfig
 from tenfold.config.presets import About, about_preset, load_preset, preset_names
-from tenfold.config.run import SECTIONS, STAGES, EvaluateConfig, PromoteConfig, RunConfig
+from tenfold.config.run import SECTIONS, STAGES, EvaluateConfig, PromoteConfig, RetrainConfig, RunConfig
 from tenfold.config.training import (
     BaselineConfig,
     DistillConfig,
@@ -70,6 +70,7 @@ __all__ = [
     "PropagateConfig",
     "PseudoLabelConfig",
     "ResNetConfig",
+    "RetrainConfig",
     "RunConfig",
     "Section",
     "SelfTrainConfig",

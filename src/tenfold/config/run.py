@@ -42,6 +42,18 @@ class PromoteConfig(Section):
     min_gain: float = Field(0.0, description="the challenger's top-1 must exceed the champion's by more than this")
 
 
+class RetrainConfig(Section):
+    """What only ``tenfold retrain`` looks at: when it goes on, and what it starts from."""
+
+    min_new_images: int = Field(
+        100, ge=0, description="a retraining ends early with fewer images that the champion's data set lacks"
+    )
+    warm_start: bool = Field(True, description="pretraining starts from the champion's encoder, if it can")
+    pretrain_share: float = Field(
+        0.3, gt=0, le=1, description="length of pretraining from that encoder, as a share of the length from scratch"
+    )
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -58,6 +70,7 @@ class RunConfig(Section):
     baseline: BaselineConfig = BaselineConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     promote: PromoteConfig = PromoteConfig()
+    retrain: RetrainConfig = RetrainConfig()
 
     def resolved(self) -> RunConfig:
         """Return the run with what is still open decided.

@@ -91,6 +91,10 @@ class FileStore:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See :class:`Store`; names that start with a dot are passed over."""
+        return (entry for entry, _ in self.dated(prefix))
+
+    def dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
+        """See :class:`Store`."""
         folder = self._path(prefix.rpartition("/")[0])
 
         def refuse(error: OSError) -> None:
@@ -118,7 +122,7 @@ class FileStore:
                     continue  # gone since its name was read
                 except OSError as error:  # a link to itself, for example
                     raise StorageError(f"{path}: {error.strerror}") from None
-                yield Entry(key, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+                yield Entry(key, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}"), stat.st_mtime
 
     def delete(self, key: str) -> None:
         """See :class:`Store`; folders left empty go too."""

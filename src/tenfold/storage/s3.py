@@ -284,6 +284,10 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See :class:`Store`."""
+        return (entry for entry, _ in self.dated(prefix))
+
+    def dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
+        """See :class:`Store`."""
         start = self._at(prefix)["Key"] if prefix else (f"{self.prefix}/" if self.prefix else "")
         cut = len(self.prefix) + 1 if self.prefix else 0
         token: dict[str, str] = {}
@@ -296,7 +300,7 @@ class S3Store:
             for item in page.get("Contents", []):
                 key = item["Key"][cut:]
                 if key and not key.endswith("/"):
-                    yield Entry(key, item["Size"], item["ETag"].strip('"'))
+                    yield Entry(key, item["Size"], item["ETag"].strip('"')), item["LastModified"].timestamp()
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}

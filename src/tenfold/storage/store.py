@@ -63,6 +63,9 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Yield the objects whose key starts with ``prefix``, in no promised order, a page at a time."""
 
+    def dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
+        """Yield what :meth:`list` does, each with when it was written: seconds since 1970, by the store's clock."""
+
     def delete(self, key: str) -> None:
         """Remove the object; absent is fine."""
 

@@ -14,6 +14,7 @@ from tenfold.tracking.queued import QueuedTracker
 from tenfold.tracking.resend import send_left
 from tenfold.tracking.runs import (
     TaskEnd,
+    at_work,
     close_runs,
     ended_tasks,
     latest_tasks,
@@ -25,5 +26,6 @@ from tenfold.tracking.runs import (
 from tenfold.tracking.sender import MlflowTracker
 from tenfold.tracking.tracker import NoTracker, Tracker
 
-__all__ = ["DeniedError", "MlflowTracker", "NoTracker", "QueuedTracker", "TaskEnd", "Tracker", "client", "close_runs",
+__all__ = ["DeniedError", "MlflowTracker", "NoTracker", "QueuedTracker", "TaskEnd", "Tracker", "at_work", "client",
+           "close_runs",
            "ended_tasks", "latest_tasks", "nested_run", "parent_run", "send_left", "task_run", "tasks_of"]  # fmt: skip

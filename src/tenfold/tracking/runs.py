@@ -6,7 +6,7 @@ those are adopted, and get our tags. Else they are made here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,34 @@ def ended_tasks(environment: Environment, task: str) -> set[str]:
         runs = mlflow.search_runs([experiment], f"tags.`{TASK_TAG}` = '{task}'") if experiment is not None else []
     at_work = {run.data.tags[RUN_TAG] for run in runs if run.info.status == "RUNNING"}
     return {run.data.tags[RUN_TAG] for run in runs} - at_work
+
+
+def at_work(environment: Environment) -> tuple[set[str], set[str]]:
+    """Return the pipeline runs that MLflow has as running, in any experiment, and the fingerprints of their tasks."""
+    mlflow = client(environment)
+    with Explained("asking which runs are at work"):
+        experiments = [str(each.experiment_id) for each in _pages(mlflow.search_experiments)]
+        running = _pages(mlflow.search_runs, experiments, "attributes.status = 'RUNNING'")
+        names = {run.data.tags[RUN_TAG] for run in running if RUN_TAG in run.data.tags}
+        tasks = [
+            task
+            for name in sorted(names)
+            for task in _pages(mlflow.search_runs, experiments, f"tags.`{RUN_TAG}` = '{name}'")
+        ]
+    return names, {
+        tags["tenfold.fingerprint"] for tags in (t.data.tags for t in tasks) if "tenfold.fingerprint" in tags
+    }
+
+
+def _pages(search: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    """Yield everything that a search of MLflow finds."""
+    token = None
+    while True:
+        page = search(*arguments, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def latest_tasks(environment: Environment, limit: int = 200) -> dict[str, list[dict[str, str]]]:

@@ -1,8 +1,7 @@
-"""Registering students in MLflow, and the gate to the alias ``champion``."""
+"""One registered model of MLflow's registry: its versions and aliases."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from tenfold.errors import TrackingError, redact
 from tenfold.tracking import client
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-WEIGHTS_TAG = "tenfold.weights"
+#: Tags of a version: the digest of its weights, and where the encoder that it came from is kept.
+WEIGHTS_TAG, ENCODER_TAG = "tenfold.weights", "tenfold.encoder"
 
 
 @dataclass(frozen=True)
@@ -26,52 +26,20 @@ class Registered:
     tags: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether a challenger becomes champion, and why."""
-
-    promote: bool
-    reasons: list[str]
-
-
-def decide(challenger: float, champion: float | None, min_gain: float, *, exists: bool) -> Decision:
-    """Compare two top-1 accuracies measured on the same test images.
-
-    Args:
-        challenger: the new student's.
-        champion: the present champion's; None where it was never measured on these images.
-        min_gain: by how much the challenger must be better.
-        exists: whether there is a champion.
-
-    A value that is not a finite number never passes.
-    """
-    if not math.isfinite(challenger):
-        return Decision(False, [f"the student's top-1 is {challenger}: not a number that can be compared"])
-    if not exists:
-        return Decision(True, ["no version was champion before"])
-    if champion is None:
-        return Decision(
-            False,
-            [
-                "the champion was never measured on these test images, so the two cannot be compared; give the models "
-                "of another data set a name of their own (promote.model), or set the alias champion in MLflow"
-            ],
-        )
-    if not math.isfinite(champion):
-        return Decision(False, [f"the champion's top-1 is {champion}: not a number that can be compared"])
-    gain = challenger - champion
-    told = f"top-1 {challenger:.2%} against the champion's {champion:.2%} on the same test images: {gain:+.2%}"
-    if gain > min_gain:
-        return Decision(True, [f"{told}, more than the {min_gain:.2%} that is asked for"])
-    return Decision(False, [f"{told}, not more than the {min_gain:.2%} that is asked for"])
-
-
 class Registry:
     """One registered model of MLflow's registry."""
 
-    def __init__(self, environment: Environment, name: str) -> None:
+    def __init__(self, environment: Environment, name: str, *, patient: bool = True) -> None:
+        """Open the model.
+
+        Args:
+            environment: gives MLflow's address.
+            name: of the model; it need not be there yet.
+            patient: repeat what failed for a minute, since nothing here is done later; False for a check that must
+                answer within seconds.
+        """
         self.name, self._environment = name, environment
-        self._client = client(environment, repeats=5)  # for a minute; nothing here is done later
+        self._client = client(environment, repeats=5) if patient else client(environment, timeout=3)
 
     def _call(self, doing: str, call: Any, *arguments: Any, **named: Any) -> Any:
         try:
@@ -92,6 +60,12 @@ class Registry:
         if alias not in aliases:
             return None
         return self._registered(self._call("reading", self._client.get_model_version, self.name, aliases[alias]))
+
+    def by_version(self, version: str) -> Registered | None:
+        """Return a version; None if it is not there, or not any more."""
+        condition = f"name = '{self.name}' and version_number = {version}"
+        found = self._call("searching", self._client.search_model_versions, condition)
+        return self._registered(found[0]) if found else None
 
     def by_weights(self, weights: str) -> Registered | None:
         """Return the version with these weights; None if there is none."""
@@ -130,7 +104,7 @@ class Registry:
         def log() -> Any:
             with mlflow.start_run(run_id=run_id):
                 return mlflow.pyfunc.log_model(
-                    name="student", python_model=str(Path(__file__).with_name("serving.py")),
+                    name="student", python_model=str(Path(__file__).parents[1] / "serving.py"),
                     artifacts={"student": str(student)}, signature=signature,
                     input_example=pd.DataFrame({"image": [example]}),
                     pip_requirements=[f"tenfold=={__version__}"], registered_model_name=self.name,
@@ -139,12 +113,16 @@ class Registry:
         info = self._call("registering", log)
         version = str(info.registered_model_version)
         for key, value in {**tags, WEIGHTS_TAG: weights}.items():
-            self._call("tagging", self._client.set_model_version_tag, self.name, version, key, value)
+            self.tag(version, key, value)
         return Registered(version, weights, dict(tags))
 
     def point(self, alias: str, version: str) -> None:
         """Let ``alias`` name ``version``."""
         self._call("setting an alias of", self._client.set_registered_model_alias, self.name, alias, version)
+
+    def tag(self, version: str, key: str, value: str) -> None:
+        """Set a tag of ``version``."""
+        self._call("tagging", self._client.set_model_version_tag, self.name, version, key, value)
 
     def unpoint(self, alias: str, version: str) -> None:
         """Remove ``alias`` if it names ``version``."""
