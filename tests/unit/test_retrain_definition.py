@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,4 +90,9 @@ def test_preflight_and_novelty_are_small_pods_of_the_cpu_image(compiled: Path, s
     for name in ("exec-retrain-preflight", "exec-novelty"):
         container = executors[name]["container"]
         assert (container["image"], container["resources"]) == (like["image"], like["resources"])
-        assert pods[name] == pods["exec-promote"]
+    assert pods["exec-novelty"] == pods["exec-promote"]
+    needs = pods["exec-retrain-preflight"].pop("podMetadata")["annotations"]["tenfold.dev/needs"]
+    assert json.loads(needs)["gpus"] == 1
+    assert pods["exec-retrain-preflight"].pop("fieldPathAsEnv")[1]["name"] == "TENFOLD_NEEDS"
+    del pods["exec-promote"]["fieldPathAsEnv"]
+    assert pods["exec-retrain-preflight"] == pods["exec-promote"]
