@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL, SECRET
 from tenfold.errors import ConfigError, first_fault
-from tenfold.trainjob import Needs, Quantity, TrainJobSpec
+from tenfold.trainjob import Demand, Needs, Quantity, TrainJobSpec
 
 #: Annotations of pods: how many GPUs a task is to see, and for preflight those that the pipeline asks for.
 GPUS, NEEDS = "tenfold.dev/gpus", "tenfold.dev/needs"
@@ -146,13 +146,15 @@ class Placement:
         return task
 
     def needs(self, trainjob: TrainJobSpec | None) -> Needs:
-        """Return what the pipeline asks for at its largest."""
+        """Return what the pipeline asks for: pods that infer, and those that train."""
         settings = self.settings
-        pods = {"accelerator": settings.accelerator, "autoscaled": settings.autoscaled}
-        if trainjob is not None and trainjob.gpus_per_node * trainjob.nodes >= settings.infer.gpus:
-            job = {"gpus": trainjob.gpus_per_node, "pods": trainjob.nodes, "queue": trainjob.queue}
-            return Needs(**pods, **job, namespace=trainjob.namespace)
-        return Needs(**pods, gpus=max(settings.infer.gpus, 0 if trainjob else settings.train.gpus))
+        trains = Demand(gpus=settings.train.gpus)
+        if trainjob is not None:
+            trains = Demand(gpus=trainjob.gpus_per_node, pods=trainjob.nodes, queue=trainjob.queue)
+        return Needs(
+            accelerator=settings.accelerator, demands=(Demand(gpus=settings.infer.gpus), trains),
+            namespace=None if trainjob is None else trainjob.namespace, autoscaled=settings.autoscaled,
+        )  # fmt: skip
 
     def _surround(self, task: dsl.PipelineTask) -> None:
         """Let the task know its run's identity, addresses and credentials; absent credentials mean the pod's role."""

@@ -42,6 +42,8 @@ class Stages:
     """
 
     def __init__(self, images: Images, trainjob: TrainJobSpec | None, cluster: ClusterSettings) -> None:
+        if trainjob is not None:
+            trainjob = trainjob.model_copy(update={"accelerator": cluster.accelerator})
         self._images, self._trainjob, self._place = images, trainjob, Placement(cluster)
         place, infer = self._place, cluster.infer
 

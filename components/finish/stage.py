@@ -33,7 +33,9 @@ def run(succeeded: bool, report: Path, environment: Environment, reporter: Repor
         except TenfoldError as error:
             troubles.append(error)
     try:
-        report.write_bytes(page_of(environment, succeeded=succeeded))
+        page = page_of(environment, succeeded=succeeded)
+        report.write_bytes(page)
+        open_store(environment.store).write(_key(environment), page)
     except TenfoldError as error:
         troubles.append(error)
     for trouble in troubles[1:]:
@@ -68,9 +70,11 @@ def page_of(environment: Environment, *, succeeded: bool = True) -> bytes:
     Raises:
         TenfoldError: the store or MLflow is away.
     """
-    store, key = open_store(environment.store), f"runs/{environment.run_id}/report.html"
-    if succeeded and store.exists(key):
-        return store.read(key)
-    page = render_unfinished(environment.run_id, tasks_of(environment)).encode()
-    store.write(key, page)
-    return page
+    store = open_store(environment.store)
+    if succeeded and store.exists(_key(environment)):
+        return store.read(_key(environment))
+    return render_unfinished(environment.run_id, tasks_of(environment)).encode()
+
+
+def _key(environment: Environment) -> str:
+    return f"runs/{environment.run_id}/report.html"

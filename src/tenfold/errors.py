@@ -103,6 +103,10 @@ class TrainJobError(TenfoldError):
     """A TrainJob could not be made, or it ended without success."""
 
 
+class CapacityError(TenfoldError):
+    """The cluster has not what the pipeline asks for; an administrator may add it."""
+
+
 def first_fault(faults: list[Any]) -> str:
     """Return the first of pydantic's faults (``error.errors()``) as one line: where, and what."""
     where = ".".join(str(part) for part in faults[0]["loc"])

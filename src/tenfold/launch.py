@@ -169,12 +169,15 @@ def _trainjob(spec: str, key: str, work: Work, place: str) -> None:
     counts never meet.
     """
     command = ["python3", "-m", "torch.distributed.run", "--max-restarts=0", "-m", "tenfold.worker", key]
-    environment = work.environment
-    told = {"MLFLOW_EXPERIMENT_ID": environment.experiment_id, "MLFLOW_RUN_ID": environment.mlflow_run}
+    environment, job = work.environment, TrainJobSpec.parse(spec)
+    told = {
+        "TENFOLD_GPUS": str(job.gpus_per_node or ""),  # a pod that gets none would train on its CPUs
+        "MLFLOW_EXPERIMENT_ID": environment.experiment_id, "MLFLOW_RUN_ID": environment.mlflow_run,
+    }  # fmt: skip
     variables = {**allocator(), "TENFOLD_RUN_ID": environment.run_id, **{k: v for k, v in told.items() if v}}
     try:
         run_trainjob(
-            TrainJobSpec.parse(spec), work.stage, environment.run_id, command, variables, work.reporter,
+            job, work.stage, environment.run_id, command, variables, work.reporter,
             left=lambda: work.store.exists(place + RESULT),
         )  # fmt: skip
     except TrainJobError:

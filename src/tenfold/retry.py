@@ -1,8 +1,8 @@
 """A permanent error under blind retry: KFP tries a failed task again whatever it failed by.
 
-A try that ended by an error which the same again would meet leaves a record of it in the store, by run and task. The
-next try of the task (``KFP_RETRY_INDEX`` above 0) looks whether that cause alone still stands, and if so ends within
-seconds. The first try of a run looks at no record, so nothing needs cleaning up once the cause is mended.
+A try that failed leaves a record of why in the store, by run and task. Where the same again would meet the same error,
+the next try of the task (``KFP_RETRY_INDEX`` above 0) looks whether that cause alone still stands, and if so ends
+within seconds. The first try of a run looks at no record, so nothing needs cleaning up once the cause is mended.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def record_of(error: TenfoldError) -> dict[str, Any]:
 
 def leave(environment: Environment, task: str, error: TenfoldError) -> None:
     """Record why this try ended; a store that does not take it leaves the next try without the short way."""
-    if error.exit_code != AGAIN:
-        with contextlib.suppress(TenfoldError):
-            store = open_store(environment.store, patient=False)
-            store.write(_key(environment, task), canonical_json(record_of(error)).encode())
+    record = {**record_of(error), "again": error.exit_code == AGAIN}
+    with contextlib.suppress(TenfoldError):
+        store = open_store(environment.store, patient=False)
+        store.write(_key(environment, task), canonical_json(record).encode())
 
 
 def recorded(environment: Environment, task: str) -> str | None:
@@ -57,6 +57,8 @@ def standing(environment: Environment, task: str) -> str | None:
     try:
         record = json.loads(open_store(environment.store, patient=False).read(_key(environment, task)))
         message, kind, tried = str(record["message"]), record["kind"], record["tried"]
+        if record["again"]:
+            return None
     except (TenfoldError, KeyError, TypeError, ValueError):
         return None
     if kind in _OWN:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from fake_kubernetes import NAMESPACE, FakeKubernetes, serve
 
-from tenfold.errors import ConfigError
+from tenfold.errors import CapacityError
 from tenfold.pipelines.cluster import ClusterSettings, Placement
 from tenfold.progress import Reporter
-from tenfold.trainjob import Needs, TrainJobSpec, check_capacity
+from tenfold.trainjob import Demand, Needs, TrainJobSpec, check_capacity
 
 GPU = "nvidia.com/gpu"
 
@@ -29,8 +29,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKub
 def told(tmp_path: Path) -> Callable[..., list[str]]:
     """Return what makes the check and returns what it says."""
 
-    def check(**needs: Any) -> list[str]:
-        check_capacity(Needs(accelerator=GPU, **needs), Reporter("preflight", tmp_path / "events.jsonl"))
+    def check(autoscaled: bool = False, **demand: Any) -> list[str]:
+        needs = Needs(accelerator=GPU, demands=(Demand(**demand),), autoscaled=autoscaled)
+        check_capacity(needs, Reporter("preflight", tmp_path / "events.jsonl"))
         lines = (tmp_path / "events.jsonl").read_text().splitlines() if (tmp_path / "events.jsonl").exists() else []
         return [json.loads(line)["text"] for line in lines]
 
@@ -64,7 +65,7 @@ def test_gpus_that_no_node_can_give_are_an_error_at_once(
     there: tuple[int, ...], needs: dict[str, int], cluster: FakeKubernetes, told: Callable[..., list[str]]
 ) -> None:
     cluster.objects["nodes", ""] = nodes(*there)
-    with pytest.raises(ConfigError, match=f"the largest has {max(there)} allocatable"):
+    with pytest.raises(CapacityError, match=f"the largest has {max(there)} allocatable"):
         told(**needs)
     assert told(**needs, autoscaled=True) == [
         "GPUs: not checked, since nodes are added as they are asked for (autoscaled)"
@@ -85,7 +86,7 @@ def test_a_quota_that_is_never_enough_is_an_error_and_one_that_may_be_borrowed_i
 ) -> None:
     cluster.objects["nodes", ""] = nodes(8, 8)
     queue(cluster, "8")
-    with pytest.raises(ConfigError, match=f"asks for 16 {GPU}, and the ClusterQueue all never gives more than 8"):
+    with pytest.raises(CapacityError, match=f"asks for 16 {GPU}, and the ClusterQueue all never gives more than 8"):
         told(gpus=8, pods=2, queue="team")
     queue(cluster, "8", cohort="everybody")
     assert told(gpus=8, pods=2, queue="team")[0] == f"the ClusterQueue all gives up to 8 {GPU}; asked for: 16"
@@ -95,7 +96,7 @@ def test_a_queue_that_is_not_there_is_an_error_and_one_that_may_not_be_read_is_u
     cluster: FakeKubernetes, told: Callable[..., list[str]]
 ) -> None:
     cluster.objects["nodes", ""] = nodes(8)
-    with pytest.raises(ConfigError, match=f"no LocalQueue team in the namespace {NAMESPACE}"):
+    with pytest.raises(CapacityError, match=f"no LocalQueue team in the namespace {NAMESPACE}"):
         told(gpus=1, queue="team")
     queue(cluster, "8")
     cluster.forbidden = {("get", "clusterqueues")}
@@ -123,18 +124,27 @@ def test_without_a_cluster_or_an_answer_nothing_is_checked_and_that_is_said(
 
 
 @pytest.mark.parametrize(
-    ("settings", "trainjob", "needs"),
+    ("settings", "trainjob", "demands"),
     [
-        ({"train": {"gpus": 8}}, None, {"gpus": 8, "pods": 1}),
-        ({"train": {"gpus": 0}, "infer": {"gpus": 0}}, None, {"gpus": 0}),
-        ({}, {"nodes": 4, "gpus_per_node": 8, "queue": "team"}, {"gpus": 8, "pods": 4, "queue": "team"}),
-        ({"infer": {"gpus": 2}}, {"nodes": 1, "gpus_per_node": 0}, {"gpus": 2, "pods": 1, "queue": None}),
+        ({"train": {"gpus": 8}}, None, [(1, 1, None), (8, 1, None)]),
+        ({"train": {"gpus": 0}, "infer": {"gpus": 0}}, None, [(0, 1, None), (0, 1, None)]),
+        ({}, {"nodes": 4, "gpus_per_node": 8, "queue": "team"}, [(1, 1, None), (8, 4, "team")]),
+        ({"infer": {"gpus": 8}}, {"nodes": 2, "gpus_per_node": 4, "queue": "q"}, [(8, 1, None), (4, 2, "q")]),
     ],
 )
-def test_what_is_compiled_into_preflight_is_the_largest_that_is_asked_for(
-    settings: dict[str, Any], trainjob: dict[str, Any] | None, needs: dict[str, Any]
+def test_what_is_compiled_into_preflight_are_the_pods_that_infer_and_those_that_train(
+    settings: dict[str, Any], trainjob: dict[str, Any] | None, demands: list[tuple[int, int, str | None]]
 ) -> None:
     spec = TrainJobSpec(image="a@sha256:" + "a" * 64, deadline_seconds=3600, **trainjob) if trainjob else None
     made = Placement(ClusterSettings.model_validate(settings)).needs(spec)
-    assert {name: getattr(made, name) for name in needs} == needs
+    assert [(demand.gpus, demand.pods, demand.queue) for demand in made.demands] == demands
     assert Needs.parse(made.model_dump_json(exclude_none=True)) == made
+
+
+def test_the_pods_that_infer_are_looked_at_beside_a_job_of_smaller_ones(
+    cluster: FakeKubernetes, tmp_path: Path
+) -> None:
+    cluster.objects["nodes", ""] = nodes(4, 4)
+    needs = Needs(accelerator=GPU, demands=(Demand(gpus=8), Demand(gpus=4, pods=2)))
+    with pytest.raises(CapacityError, match=f"asks for 1 pod with 8 {GPU}"):
+        check_capacity(needs, Reporter("preflight", tmp_path / "events.jsonl"))

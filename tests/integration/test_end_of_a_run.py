@@ -93,6 +93,11 @@ def test_the_report_of_a_run_that_was_cut_off_is_made_on_demand(environment: Env
     page = Path(told.output.strip())
     assert page == home / "runs" / environment.run_id / "report.html"
     assert "told to end" in page.read_text()
+    store = open_store(environment.store)
+    assert not store.exists(f"runs/{environment.run_id}/report.html"), "who only looks writes nothing there"
+    store.write(f"runs/{environment.run_id}/report.html", b"<html>the ladder</html>")
+    assert CliRunner().invoke(app, ["report", environment.run_id]).exit_code == 0
+    assert page.read_text() == "<html>the ladder</html>", "what the run came to takes the place of what it stood at"
 
 
 def test_the_report_of_a_run_that_nobody_knows_is_refused(environment: Environment) -> None:

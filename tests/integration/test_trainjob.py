@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 from fake_kubernetes import NAMESPACE, TOKEN, FakeKubernetes, serve
 
 from tenfold.errors import ConfigError, TrainJobError
+from tenfold.launch import launch as launch_stage
 from tenfold.progress import Reporter
 from tenfold.trainjob import TrainJobSpec, reap, run_trainjob
 from tenfold.trainjob.spec import job_name, manifest
+from tenfold.work import Work
 
 RUN = "0b8f2c1e-7a55-4d0c-9c3e-2f6f1f3b9a10"
 IMAGE = "registry/tenfold-gpu@sha256:" + "a" * 64
@@ -113,6 +116,19 @@ def test_the_fake_server_refuses_what_the_real_one_refuses(
     status, message = fake.refusal({**body, "spec": {**body["spec"], **change}}) or (0, "")
     assert status in (400, 422)
     assert why in message
+
+
+@pytest.mark.parametrize(("gpus", "told"), [(4, ["4"]), (0, [])])
+def test_the_pods_are_told_how_many_gpus_they_must_see(
+    gpus: int, told: list[str], fake: FakeKubernetes, make_work: Callable[..., Work]
+) -> None:
+    work = make_work("pretrain")
+    spec = SPEC.model_copy(update={"gpus_per_node": gpus})
+    work = replace(work, environment=replace(work.environment, trainjob=spec.to_json()))
+    work.store.write(f"{work.own}launch/result.json", b'{"result": null, "seconds": 1.0}')
+    launch_stage("pretrain", None, "{}", {}, {}, work)
+    (body,) = fake.sent
+    assert [each["value"] for each in body["spec"]["trainer"]["env"] if each["name"] == "TENFOLD_GPUS"] == told
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI", "PET_NNODES", "TENFOLD_TRAINJOB"])

@@ -15,6 +15,7 @@ from tenfold.pipelines.cluster import ClusterSettings
 from tenfold.pipelines.compile import PLACEHOLDER, compile_pipeline
 from tenfold.pipelines.stages import UNCACHED
 from tenfold.trainjob import TrainJobSpec
+from tenfold.trainjob.spec import manifest
 
 GOLDEN = Path(__file__).parents[2] / "pipelines" / "compiled" / "semi_supervised.yaml"
 
@@ -228,6 +229,15 @@ def test_settings_that_describe_no_cluster_are_refused_by_name(text: str, told: 
         ClusterSettings.read(tmp_path / "cluster.yaml")
 
 
+def test_the_accelerator_of_the_cluster_is_that_of_its_trainjobs(tmp_path: Path) -> None:
+    job = TrainJobSpec(image=PLACEHOLDER.gpu, nodes=1, gpus_per_node=8, deadline_seconds=3600)
+    path = tmp_path / "pipeline.yaml"
+    compile_pipeline(path, trainjob=job, cluster=ClusterSettings(accelerator="amd.com/gpu"))
+    (variable,) = containers(path)["pretrain"]["env"]
+    body = manifest(TrainJobSpec.parse(variable["value"]), "pretrain", "run", ["python3"], {}, "TrainingRuntime")
+    assert body["spec"]["trainer"]["resourcesPerNode"]["limits"] == {"amd.com/gpu": "8"}
+
+
 def test_a_file_of_settings_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
         ClusterSettings.read(tmp_path / "none.yaml")
@@ -236,7 +246,9 @@ def test_a_file_of_settings_that_is_not_there_is_one_message(tmp_path: Path) -> 
 def test_with_a_trainjob_the_training_tasks_are_small_cpu_pods_that_know_the_job(
     compiled: Path, tmp_path: Path
 ) -> None:
-    wanted = TrainJobSpec(image=PLACEHOLDER.gpu, nodes=4, gpus_per_node=8, deadline_seconds=36000, queue="gpus")
+    wanted = TrainJobSpec(
+        image=PLACEHOLDER.gpu, nodes=4, gpus_per_node=8, deadline_seconds=36000, queue="gpus"
+    )  # fmt: skip
     path = tmp_path / "pipeline.yaml"
     compile_pipeline(path, trainjob=wanted)
     made, before = containers(path), containers(compiled)
@@ -254,7 +266,7 @@ def test_with_a_trainjob_the_training_tasks_are_small_cpu_pods_that_know_the_job
         promote = platform_of(path)["promote"]
         assert {**executor, "activeDeadlineSeconds": 0} == {**promote, "activeDeadlineSeconds": 0}
     needs = platform_of(path)["preflight"]["podMetadata"]["annotations"]["tenfold.dev/needs"]
-    assert {"gpus": 8, "pods": 4, "queue": "gpus"}.items() <= json.loads(needs).items()
+    assert {"gpus": 8, "pods": 4, "queue": "gpus"} in json.loads(needs)["demands"]
     launched, alone = (next(yaml.safe_load_all(each.read_text())) for each in (path, compiled))
     for each in (launched, alone):
         del each["deploymentSpec"]

@@ -92,7 +92,7 @@ def test_preflight_and_novelty_are_small_pods_of_the_cpu_image(compiled: Path, s
         assert (container["image"], container["resources"]) == (like["image"], like["resources"])
     assert pods["exec-novelty"] == pods["exec-promote"]
     needs = pods["exec-retrain-preflight"].pop("podMetadata")["annotations"]["tenfold.dev/needs"]
-    assert json.loads(needs)["gpus"] == 1
+    assert [demand["gpus"] for demand in json.loads(needs)["demands"]] == [1, 1]
     assert pods["exec-retrain-preflight"].pop("fieldPathAsEnv")[1]["name"] == "TENFOLD_NEEDS"
     del pods["exec-promote"]["fieldPathAsEnv"]
     assert pods["exec-retrain-preflight"] == pods["exec-promote"]

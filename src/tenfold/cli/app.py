@@ -123,13 +123,13 @@ def report(
     """Print the path of a run's HTML report, fetched from the store; a run that never ended gets one of its tasks."""
     environment = Environment.read()
     folder = environment.home / "runs"
-    reports = sorted(folder.glob(f"{run_id or '*'}/report.html"), key=lambda path: path.stat().st_mtime)
-    if reports:
-        print(reports[-1])
-    elif run_id is None:
-        raise DataError(f"there is no report below {folder}; `tenfold run` makes one, or name a run of the cluster")
-    else:
+    if run_id is not None:
         print(_fetched_report(replace(environment, run_id=run_id), folder / run_id / "report.html"))
+        return
+    reports = sorted(folder.glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+    if not reports:
+        raise DataError(f"there is no report below {folder}; `tenfold run` makes one, or name a run of the cluster")
+    print(reports[-1])
 
 
 def _fetched_report(environment: Environment, path: Path) -> Path:
@@ -137,14 +137,19 @@ def _fetched_report(environment: Environment, path: Path) -> Path:
     from tenfold.storage import open_store
     from tenfold.tracking import tasks_of
 
-    known = open_store(environment.store).exists(f"runs/{environment.run_id}/config.json") or tasks_of(environment)
-    if not known:
-        raise DataError(
-            f"neither {environment.store} nor MLflow at {redact(environment.tracking_uri)} knows a run "
-            f"{environment.run_id}: name it as `tenfold run`, `tenfold list` or the Kubeflow UI does, and set "
-            "TENFOLD_STORE and MLFLOW_TRACKING_URI to the cluster's"
-        )
-    page = page_of(environment)
+    try:
+        known = open_store(environment.store).exists(f"runs/{environment.run_id}/config.json") or tasks_of(environment)
+        if not known:
+            raise DataError(
+                f"neither {environment.store} nor MLflow at {redact(environment.tracking_uri)} knows a run "
+                f"{environment.run_id}: name it as `tenfold run`, `tenfold list` or the Kubeflow UI does, and set "
+                "TENFOLD_STORE and MLFLOW_TRACKING_URI to the cluster's"
+            )
+        page = page_of(environment)
+    except TenfoldError:
+        if path.is_file():  # fetched before
+            return path
+        raise
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(page)
     return path

@@ -4,8 +4,8 @@ The pipeline's task is then a small pod that makes the job, shows its logs and w
 (``kubeflow`` 0.5) and the custom resource TrainJob of Kubeflow Trainer 2.
 """
 
-from tenfold.trainjob.capacity import Needs, check_capacity
+from tenfold.trainjob.capacity import Demand, Needs, check_capacity
 from tenfold.trainjob.launch import reap, run_trainjob
 from tenfold.trainjob.spec import Quantity, TrainJobSpec
 
-__all__ = ["Needs", "Quantity", "TrainJobSpec", "check_capacity", "reap", "run_trainjob"]
+__all__ = ["Demand", "Needs", "Quantity", "TrainJobSpec", "check_capacity", "reap", "run_trainjob"]

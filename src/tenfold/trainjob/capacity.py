@@ -6,14 +6,14 @@ said to be unchecked, and is no error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tenfold.errors import ConfigError, TrainJobError, first_fault
+from tenfold.errors import CapacityError, ConfigError, TrainJobError, first_fault
 from tenfold.progress import Reporter, count
 from tenfold.trainjob.cluster import connection
 from tenfold.trainjob.refusals import answer
@@ -23,14 +23,28 @@ _LIMITS = (3, 10)  # seconds for connecting and for each answer: a preflight doe
 _VERSIONS = ("v1beta2", "v1beta1")
 
 
+class Demand(BaseModel):
+    """GPUs of one kind of pod.
+
+    Attributes:
+        gpus: of each pod.
+        pods: that many at once.
+        queue: Kueue's local queue in which they wait, where there is one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gpus: int = Field(ge=0)
+    pods: int = Field(default=1, ge=1)
+    queue: str | None = None
+
+
 class Needs(BaseModel):
-    """What the pipeline asks for at its largest.
+    """What the pipeline asks for.
 
     Attributes:
         accelerator: the resource that a GPU is.
-        gpus: of its largest pod.
-        pods: that many such pods at once.
-        queue: Kueue's local queue, where a TrainJob waits in one.
+        demands: of its kinds of pods.
         namespace: of the TrainJobs; without one that of the own pod.
         autoscaled: nodes are added as pods ask for them, so that those that are there now say nothing.
     """
@@ -38,9 +52,7 @@ class Needs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     accelerator: str
-    gpus: int = Field(ge=0)
-    pods: int = Field(default=1, ge=1)
-    queue: str | None = None
+    demands: tuple[Demand, ...]
     namespace: str | None = None
     autoscaled: bool = False
 
@@ -75,9 +87,10 @@ def check_capacity(needs: Needs, reporter: Reporter) -> None:
         reporter: told what was found, and what was not checked.
 
     Raises:
-        ConfigError: the cluster can never run it.
+        CapacityError: the cluster, as it is now, can never run it.
     """
-    if needs.gpus == 0:
+    demands = [demand for demand in needs.demands if demand.gpus]
+    if not demands:
         return
     from kubernetes import client
 
@@ -87,12 +100,14 @@ def check_capacity(needs: Needs, reporter: Reporter) -> None:
         reporter.note(f"GPUs: not checked: {error}")
         return
     with client.ApiClient(configuration) as api:
-        if needs.queue is not None:
-            _told(reporter, "the queue's quota", lambda: _check_queue(api, namespace, needs))
+        for demand in demands:
+            if demand.queue is not None:
+                check = partial(_check_queue, api, namespace, needs.accelerator, demand)
+                _told(reporter, "the queue's quota", check)
         if needs.autoscaled:
             reporter.note("GPUs: not checked, since nodes are added as they are asked for (autoscaled)")
         else:
-            _told(reporter, "the nodes' GPUs", lambda: _check_nodes(api, needs))
+            _told(reporter, "the nodes' GPUs", partial(_check_nodes, api, needs.accelerator, demands))
 
 
 def _told(reporter: Reporter, what: str, check: Callable[[], str]) -> None:
@@ -102,52 +117,59 @@ def _told(reporter: Reporter, what: str, check: Callable[[], str]) -> None:
         reporter.note(f"{what}: not checked: {error}")
 
 
-def _check_nodes(api: Any, needs: Needs) -> str:
+def _check_nodes(api: Any, accelerator: str, demands: Sequence[Demand]) -> str:
     from kubernetes import client
 
     nodes = _asked(lambda: client.CoreV1Api(api).list_node(_request_timeout=_LIMITS)).items
-    there = [int((node.status.allocatable or {}).get(needs.accelerator, 0)) for node in nodes]
-    largest, fit = max(there, default=0), sum(each // needs.gpus for each in there)
-    asked = f"{count(needs.pods, 'pod')} with {needs.gpus} {needs.accelerator}"
-    if fit < needs.pods:
-        raise ConfigError(
-            f"the pipeline asks for {asked} at once, and the cluster's {count(len(there), 'node')} can hold {fit}: the "
-            f"largest has {largest} allocatable. Ask for fewer (gpus in the file of `tenfold compile --cluster`, or "
-            "--gpus-per-node and --nodes), look whether the GPUs' device plugin runs, or set autoscaled: true there"
-        )
-    return f"the nodes have {sum(there)} {needs.accelerator}, up to {largest} each; asked for: {asked}"
+    there = [int((node.status.allocatable or {}).get(accelerator, 0)) for node in nodes]
+    largest = max(there, default=0)
+    for demand in demands:
+        fit = sum(each // demand.gpus for each in there)
+        if fit < demand.pods:
+            raise CapacityError(
+                f"the pipeline asks for {_asked_for(accelerator, demand)} at once, and the cluster's "
+                f"{count(len(there), 'node')} can hold {fit}: the largest has {largest} allocatable. Ask for fewer "
+                "(gpus in the file of `tenfold compile --cluster`, or --gpus-per-node and --nodes), look whether the "
+                "GPUs' device plugin runs, or set autoscaled: true there"
+            )
+    asked = " and ".join(_asked_for(accelerator, demand) for demand in demands)
+    return f"the nodes have {sum(there)} {accelerator}, up to {largest} each; asked for: {asked}"
 
 
-def _check_queue(api: Any, namespace: str, needs: Needs) -> str:
+def _asked_for(accelerator: str, demand: Demand) -> str:
+    return f"{count(demand.pods, 'pod')} with {demand.gpus} {accelerator}"
+
+
+def _check_queue(api: Any, namespace: str, accelerator: str, demand: Demand) -> str:
     from kubernetes import client
 
     custom = client.CustomObjectsApi(api)
     local = _of_kueue(
-        custom.get_namespaced_custom_object, namespace=namespace, plural="localqueues", name=needs.queue,
-        absent=f"there is no LocalQueue {needs.queue} in the namespace {namespace}; its TrainJobs would wait for ever: "
+        custom.get_namespaced_custom_object, namespace=namespace, plural="localqueues", name=demand.queue,
+        absent=f"there is no LocalQueue {demand.queue} in the namespace {namespace}, so TrainJobs would wait for ever: "
         "take one that is there (--queue), or let an administrator make it",
     )  # fmt: skip
     name = local["spec"]["clusterQueue"]
     queue = _of_kueue(
         custom.get_cluster_custom_object, plural="clusterqueues", name=name,
-        absent=f"the LocalQueue {needs.queue} leads to a ClusterQueue {name}, which is not there",
+        absent=f"the LocalQueue {demand.queue} leads to a ClusterQueue {name}, which is not there",
     )  # fmt: skip
     given = [
         Decimal(str(resource["nominalQuota"])) + Decimal(str(resource.get("borrowingLimit") or 0))
         for group in queue["spec"].get("resourceGroups", [])
         for flavor in group["flavors"]
         for resource in flavor["resources"]
-        if resource["name"] == needs.accelerator
+        if resource["name"] == accelerator
     ]
-    wanted = needs.gpus * needs.pods
-    # a queue of a cohort without a limit of its own may borrow what others leave
+    wanted = demand.gpus * demand.pods
+    # a queue of a cohort may borrow what others leave
     borrows = bool(queue["spec"].get("cohort") or queue["spec"].get("cohortName"))
     if sum(given) < wanted and not borrows:
-        raise ConfigError(
-            f"a TrainJob asks for {wanted} {needs.accelerator}, and the ClusterQueue {name} never gives more than "
+        raise CapacityError(
+            f"a TrainJob asks for {wanted} {accelerator}, and the ClusterQueue {name} never gives more than "
             f"{sum(given)}: ask for fewer (--nodes, --gpus-per-node), or for a larger quota"
         )
-    return f"the ClusterQueue {name} gives up to {sum(given)} {needs.accelerator}; asked for: {wanted}"
+    return f"the ClusterQueue {name} gives up to {sum(given)} {accelerator}; asked for: {wanted}"
 
 
 def _of_kueue(function: Callable[..., Any], absent: str, **what: Any) -> Any:
@@ -164,7 +186,7 @@ def _asked(call: Callable[[], Any], absent: str | None = None) -> Any:
     """Return the API server's answer.
 
     Raises:
-        ConfigError: what was asked for is not there, and must be (``absent``).
+        CapacityError: what was asked for is not there, and must be (``absent``).
         _UnservedError: the resource is not served.
         _UnseenError: it may not be read, or the server does not answer.
     """
@@ -176,7 +198,7 @@ def _asked(call: Callable[[], Any], absent: str | None = None) -> Any:
     except ApiException as error:
         status, message, details = answer(error)
         if status == 404 and details.get("name") and absent is not None:
-            raise ConfigError(absent) from None
+            raise CapacityError(absent) from None
         if status == 404:
             raise _UnservedError(message) from None
         raise _UnseenError(message) from None

@@ -57,6 +57,7 @@ class TrainJobSpec(BaseModel):
         runtime: TrainingRuntime of the namespace, or else ClusterTrainingRuntime.
         queue: Kueue's local queue.
         deadline_seconds: longest time that the training may take from its start.
+        accelerator: the resource that a GPU is.
         namespace: where the job is made; the launcher's own where left out.
         service_account: of the training pods; the namespace's default where left out.
     """
@@ -71,6 +72,7 @@ class TrainJobSpec(BaseModel):
     memory_per_node: Quantity | None = None
     runtime: Name = "torch-distributed"
     queue: Name | None = None
+    accelerator: Text = "nvidia.com/gpu"
     namespace: Name | None = None
     service_account: Name | None = None
 
@@ -134,7 +136,8 @@ def manifest(
     refused = set(variables) & {*ADDRESSES, *OPTIONAL, *CREDENTIALS, *_RESERVED, "TENFOLD_TRAINJOB"}
     if refused:
         raise ValueError(f"variables of a TrainJob that may not be given by value: {', '.join(sorted(refused))}")
-    amounts = {"cpu": spec.cpus_per_node, "memory": spec.memory_per_node, "nvidia.com/gpu": spec.gpus_per_node or None}
+    gpus = spec.gpus_per_node or None
+    amounts = {"cpu": spec.cpus_per_node, "memory": spec.memory_per_node, spec.accelerator: gpus}
     resources = {name: str(amount) for name, amount in amounts.items() if amount is not None}
     labels = {RUN_LABEL: run_label(run_id), STAGE_LABEL: stage}
     trainer: dict[str, Any] = {
