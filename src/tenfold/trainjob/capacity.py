@@ -7,7 +7,6 @@ said to be unchecked, and is no error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -59,6 +58,10 @@ class Needs(BaseModel):
             ) from None
 
 
+class CapacityError(ConfigError):
+    """The cluster as it is now can never run what is asked for; nodes and quotas may be others at the next try."""
+
+
 class _UnseenError(Exception):
     """What was asked for cannot be seen from here; the message says why."""
 
@@ -75,7 +78,7 @@ def check_capacity(needs: Needs, reporter: Reporter) -> None:
         reporter: told what was found, and what was not checked.
 
     Raises:
-        ConfigError: the cluster can never run it.
+        CapacityError: the cluster can never run it.
     """
     if needs.gpus == 0:
         return
@@ -104,13 +107,14 @@ def _told(reporter: Reporter, what: str, check: Callable[[], str]) -> None:
 
 def _check_nodes(api: Any, needs: Needs) -> str:
     from kubernetes import client
+    from kubernetes.utils.quantity import parse_quantity
 
     nodes = _asked(lambda: client.CoreV1Api(api).list_node(_request_timeout=_LIMITS)).items
-    there = [int((node.status.allocatable or {}).get(needs.accelerator, 0)) for node in nodes]
+    there = [int(parse_quantity((node.status.allocatable or {}).get(needs.accelerator, 0))) for node in nodes]
     largest, fit = max(there, default=0), sum(each // needs.gpus for each in there)
     asked = f"{count(needs.pods, 'pod')} with {needs.gpus} {needs.accelerator}"
     if fit < needs.pods:
-        raise ConfigError(
+        raise CapacityError(
             f"the pipeline asks for {asked} at once, and the cluster's {count(len(there), 'node')} can hold {fit}: the "
             f"largest has {largest} allocatable. Ask for fewer (gpus in the file of `tenfold compile --cluster`, or "
             "--gpus-per-node and --nodes), look whether the GPUs' device plugin runs, or set autoscaled: true there"
@@ -120,6 +124,7 @@ def _check_nodes(api: Any, needs: Needs) -> str:
 
 def _check_queue(api: Any, namespace: str, needs: Needs) -> str:
     from kubernetes import client
+    from kubernetes.utils.quantity import parse_quantity
 
     custom = client.CustomObjectsApi(api)
     local = _of_kueue(
@@ -127,13 +132,15 @@ def _check_queue(api: Any, namespace: str, needs: Needs) -> str:
         absent=f"there is no LocalQueue {needs.queue} in the namespace {namespace}; its TrainJobs would wait for ever: "
         "take one that is there (--queue), or let an administrator make it",
     )  # fmt: skip
-    name = local["spec"]["clusterQueue"]
+    name = local["spec"].get("clusterQueue")
+    if not name:
+        raise CapacityError(f"the LocalQueue {needs.queue} leads to no ClusterQueue; its TrainJobs would wait for ever")
     queue = _of_kueue(
         custom.get_cluster_custom_object, plural="clusterqueues", name=name,
         absent=f"the LocalQueue {needs.queue} leads to a ClusterQueue {name}, which is not there",
     )  # fmt: skip
     given = [
-        Decimal(str(resource["nominalQuota"])) + Decimal(str(resource.get("borrowingLimit") or 0))
+        parse_quantity(resource["nominalQuota"]) + parse_quantity(resource.get("borrowingLimit") or 0)
         for group in queue["spec"].get("resourceGroups", [])
         for flavor in group["flavors"]
         for resource in flavor["resources"]
@@ -143,7 +150,7 @@ def _check_queue(api: Any, namespace: str, needs: Needs) -> str:
     # a queue of a cohort without a limit of its own may borrow what others leave
     borrows = bool(queue["spec"].get("cohort") or queue["spec"].get("cohortName"))
     if sum(given) < wanted and not borrows:
-        raise ConfigError(
+        raise CapacityError(
             f"a TrainJob asks for {wanted} {needs.accelerator}, and the ClusterQueue {name} never gives more than "
             f"{sum(given)}: ask for fewer (--nodes, --gpus-per-node), or for a larger quota"
         )
@@ -164,7 +171,7 @@ def _asked(call: Callable[[], Any], absent: str | None = None) -> Any:
     """Return the API server's answer.
 
     Raises:
-        ConfigError: what was asked for is not there, and must be (``absent``).
+        CapacityError: what was asked for is not there, and must be (``absent``).
         _UnservedError: the resource is not served.
         _UnseenError: it may not be read, or the server does not answer.
     """
@@ -176,7 +183,7 @@ def _asked(call: Callable[[], Any], absent: str | None = None) -> Any:
     except ApiException as error:
         status, message, details = answer(error)
         if status == 404 and details.get("name") and absent is not None:
-            raise ConfigError(absent) from None
+            raise CapacityError(absent) from None
         if status == 404:
             raise _UnservedError(message) from None
         raise _UnseenError(message) from None
