@@ -93,9 +93,7 @@ def test_a_quota_that_is_never_enough_is_an_error_and_one_that_may_be_borrowed_i
     assert told(gpus=8, pods=2, queue="team")[0] == f"the ClusterQueue all gives up to 8 {GPU}; asked for: 16"
 
 
-def test_quantities_are_read_as_kubernetes_writes_them(
-    cluster: FakeKubernetes, told: Callable[..., list[str]]
-) -> None:
+def test_quantities_are_read_as_kubernetes_writes_them(cluster: FakeKubernetes, told: Callable[..., list[str]]) -> None:
     cluster.objects["nodes", ""] = nodes(8)
     cluster.objects["nodes", ""]["items"][0]["status"]["allocatable"][GPU] = "1k"  # what an API server makes of 1000
     queue(cluster, "2k")

@@ -26,7 +26,7 @@ from tenfold.cli.options import request as _request
 from tenfold.cli.runs import add_run_commands
 from tenfold.components.preflight.stage import check
 from tenfold.config import PromoteConfig, RunConfig, about_preset, load_preset, preset_names
-from tenfold.environment import Environment
+from tenfold.environment import Environment, checked_run_id
 from tenfold.errors import ConfigError, DataError, TenfoldError, redact
 
 app = typer.Typer(
@@ -164,29 +164,32 @@ def report(
     """Print the path of a run's HTML report, fetched from the store; a run that never ended gets one of its tasks."""
     environment = Environment.read()
     folder = environment.home / "runs"
+    if run_id is not None:
+        run_id = checked_run_id(run_id, "RUN_ID")
     reports = sorted(folder.glob(f"{run_id or '*'}/report.html"), key=lambda path: path.stat().st_mtime)
     if reports:
         print(reports[-1])
     elif run_id is None:
         raise DataError(f"there is no report below {folder}; `tenfold run` makes one, or name a run of the cluster")
     else:
-        print(_fetched_report(replace(environment, run_id=run_id), folder / run_id / "report.html"))
+        print(_fetched_report(replace(environment, run_id=run_id), folder / run_id))
 
 
-def _fetched_report(environment: Environment, path: Path) -> Path:
-    from tenfold.components.finish.stage import page_of
+def _fetched_report(environment: Environment, folder: Path) -> Path:
+    from tenfold.components.finish.stage import known_tasks, unfinished, written
     from tenfold.storage import open_store
-    from tenfold.tracking import tasks_of
 
-    known = open_store(environment.store).exists(f"runs/{environment.run_id}/config.json") or tasks_of(environment)
-    if not known:
-        raise DataError(
-            f"neither {environment.store} nor MLflow at {redact(environment.tracking_uri)} knows a run "
-            f"{environment.run_id}: name it as `tenfold run`, `tenfold list` or the Kubeflow UI does, and set "
-            "TENFOLD_STORE and MLFLOW_TRACKING_URI to the cluster's"
-        )
-    page = page_of(environment)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    page, path = written(environment), folder / "report.html"
+    if page is None:
+        known = open_store(environment.store).exists(f"runs/{environment.run_id}/config.json")
+        if not known and not known_tasks(environment):
+            raise DataError(
+                f"neither {environment.store} nor MLflow at {redact(environment.tracking_uri)} knows a run "
+                f"{environment.run_id}: name it as `tenfold run`, `tenfold list` or the Kubeflow UI does, and set "
+                "TENFOLD_STORE and MLFLOW_TRACKING_URI to the cluster's"
+            )
+        page, path = unfinished(environment), folder / "unfinished.html"  # which the next call makes anew
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(page)
     return path
 
