@@ -9,8 +9,9 @@ from tenfold.errors import TenfoldError
 from tenfold.progress import Reporter
 from tenfold.progress import count as counted
 from tenfold.report.unfinished import render_unfinished
+from tenfold.retry import recorded
 from tenfold.storage import open_store
-from tenfold.tracking import close_runs, parent_run, tasks_of
+from tenfold.tracking import TaskEnd, close_runs, parent_run, tasks_of
 from tenfold.trainjob import TrainJobSpec, reap
 
 
@@ -33,9 +34,7 @@ def run(succeeded: bool, report: Path, environment: Environment, reporter: Repor
         except TenfoldError as error:
             troubles.append(error)
     try:
-        page = page_of(environment, succeeded=succeeded)
-        report.write_bytes(page)
-        open_store(environment.store).write(_key(environment), page)
+        report.write_bytes((written(environment) if succeeded else None) or unfinished(environment))
     except TenfoldError as error:
         troubles.append(error)
     for trouble in troubles[1:]:
@@ -60,21 +59,37 @@ def _close(succeeded: bool, environment: Environment, reporter: Reporter) -> Non
         close_runs(environment, "FAILED")
 
 
-def page_of(environment: Environment, *, succeeded: bool = True) -> bytes:
-    """Return the page that promote wrote; of a run that failed, or of which that page is gone, one of its tasks.
+def written(environment: Environment) -> bytes | None:
+    """Return the report that promote wrote; None where there is none.
+
+    Args:
+        environment: gives the run's id and the store.
+
+    Raises:
+        TenfoldError: the store is away.
+    """
+    store, key = open_store(environment.store), f"runs/{environment.run_id}/report.html"
+    return store.read(key) if store.exists(key) else None
+
+
+def unfinished(environment: Environment) -> bytes:
+    """Return a page of a run's tasks as they are now; it is kept nowhere, since a run may still go on.
 
     Args:
         environment: gives the run's id, the store and MLflow.
-        succeeded: False where the run is known to have failed.
 
     Raises:
-        TenfoldError: the store or MLflow is away.
+        TenfoldError: MLflow is away.
     """
-    store = open_store(environment.store)
-    if succeeded and store.exists(_key(environment)):
-        return store.read(_key(environment))
-    return render_unfinished(environment.run_id, tasks_of(environment)).encode()
+    return render_unfinished(environment.run_id, known_tasks(environment)).encode()
 
 
-def _key(environment: Environment) -> str:
-    return f"runs/{environment.run_id}/report.html"
+def known_tasks(environment: Environment) -> list[TaskEnd]:
+    """Return what is known of a run's tasks: MLflow's part, and why preflight failed before it made its run there.
+
+    Raises:
+        TenfoldError: MLflow is away.
+    """
+    tasks = tasks_of(environment)
+    said = None if any(task.name == "preflight" for task in tasks) else recorded(environment, "preflight")
+    return tasks if said is None else [TaskEnd("preflight", "FAILED", None, said), *tasks]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class Environment:
             experiment_id=get("MLFLOW_EXPERIMENT_ID") or None,
             mlflow_run=get("MLFLOW_RUN_ID") or None,
             tracking_patience=_number("TENFOLD_TRACKING_PATIENCE", 120.0),
-            run_id=get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}",
+            run_id=checked_run_id(get("TENFOLD_RUN_ID") or f"local-{uuid.uuid4().hex[:12]}", "TENFOLD_RUN_ID"),
             retry=_count("KFP_RETRY_INDEX", 0),
             device=_device(get("TENFOLD_DEVICE") or "auto"),
             threads=_count("TENFOLD_THREADS", cores(), least=1),
@@ -111,6 +112,21 @@ class Environment:
             owner=_count("TENFOLD_OWNER_PID", 0) or None,
             trainjob=get("TENFOLD_TRAINJOB") or None,
         )
+
+
+def checked_run_id(text: str, where: str) -> str:
+    """Return ``text`` if it can be the id of a run: it becomes a folder, part of an object's key, and a tag in MLflow.
+
+    Args:
+        text: the id.
+        where: that gave it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text) is None:
+        raise ConfigError(f"{where} is {text!r}, which is no id of a run: letters, digits, '.', '_' and '-' alone")
+    return text
 
 
 def allocator() -> dict[str, str]:

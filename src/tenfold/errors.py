@@ -104,7 +104,7 @@ class TrainJobError(TenfoldError):
 
 
 class CapacityError(TenfoldError):
-    """The cluster has not what the pipeline asks for; an administrator may add it."""
+    """The cluster as it is now can never run what is asked for; nodes and quotas may be others at the next try."""
 
 
 def first_fault(faults: list[Any]) -> str:

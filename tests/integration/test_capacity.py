@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from fake_kubernetes import NAMESPACE, FakeKubernetes, serve
 
+from tenfold.environment import Environment
 from tenfold.errors import CapacityError
 from tenfold.pipelines.cluster import ClusterSettings, Placement
 from tenfold.progress import Reporter
+from tenfold.retry import leave, standing
 from tenfold.trainjob import Demand, Needs, TrainJobSpec, check_capacity
 
 GPU = "nvidia.com/gpu"
@@ -90,6 +92,34 @@ def test_a_quota_that_is_never_enough_is_an_error_and_one_that_may_be_borrowed_i
         told(gpus=8, pods=2, queue="team")
     queue(cluster, "8", cohort="everybody")
     assert told(gpus=8, pods=2, queue="team")[0] == f"the ClusterQueue all gives up to 8 {GPU}; asked for: 16"
+
+
+def test_quantities_are_read_as_kubernetes_writes_them(cluster: FakeKubernetes, told: Callable[..., list[str]]) -> None:
+    cluster.objects["nodes", ""] = nodes(8)
+    cluster.objects["nodes", ""]["items"][0]["status"]["allocatable"][GPU] = "1k"  # what an API server makes of 1000
+    queue(cluster, "2k")
+    quota, there = told(gpus=8, queue="team")
+    assert quota == f"the ClusterQueue all gives up to 2000 {GPU}; asked for: 8"
+    assert there.startswith(f"the nodes have 1000 {GPU}")
+
+
+def test_a_queue_that_leads_nowhere_is_an_error(cluster: FakeKubernetes, told: Callable[..., list[str]]) -> None:
+    cluster.objects["nodes", ""] = nodes(8)
+    cluster.objects["localqueues", "team"] = {"spec": {}}
+    with pytest.raises(CapacityError, match="the LocalQueue team leads to no ClusterQueue"):
+        told(gpus=1, queue="team")
+
+
+def test_a_refusal_is_looked_at_again_by_the_next_try(
+    cluster: FakeKubernetes, told: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.objects["nodes", ""] = nodes(0)  # as while a device plugin starts
+    monkeypatch.setenv("TENFOLD_RUN_ID", "run")
+    with pytest.raises(CapacityError) as refused:
+        told(gpus=1)
+    leave(Environment.read(), "preflight", refused.value)
+    monkeypatch.setenv("KFP_RETRY_INDEX", "1")
+    assert standing(Environment.read(), "preflight") is None
 
 
 def test_a_queue_that_is_not_there_is_an_error_and_one_that_may_not_be_read_is_unchecked(

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from tenfold.cli.app import app
 from tenfold.components.finish.stage import run
 from tenfold.environment import Environment
-from tenfold.errors import DataError, TenfoldError
+from tenfold.errors import ConfigError, DataError, TenfoldError
 from tenfold.progress import Reporter
+from tenfold.retry import leave
 from tenfold.storage import open_store
 from tenfold.tracking import parent_run, task_run
 from tenfold.trainjob import TrainJobSpec, run_trainjob
@@ -61,7 +62,6 @@ def test_a_run_that_failed_is_closed_and_its_page_names_the_task_and_its_error(
     assert status_of(environment, "preflight") == "FINISHED"
     assert "the loss is not finite at step 3 &lt;script&gt;" in page
     assert environment.run_id in page
-    assert open_store(environment.store).read(f"runs/{environment.run_id}/report.html").decode() == page
 
 
 def test_a_run_that_failed_before_mlflow_was_found_has_a_page_too(end: Callable[..., str]) -> None:
@@ -91,13 +91,55 @@ def test_the_report_of_a_run_that_was_cut_off_is_made_on_demand(environment: Env
     told = CliRunner().invoke(app, ["report", environment.run_id])
     assert told.exit_code == 0, told.output
     page = Path(told.output.strip())
-    assert page == home / "runs" / environment.run_id / "report.html"
+    assert page == home / "runs" / environment.run_id / "unfinished.html"
     assert "told to end" in page.read_text()
     store = open_store(environment.store)
     assert not store.exists(f"runs/{environment.run_id}/report.html"), "who only looks writes nothing there"
     store.write(f"runs/{environment.run_id}/report.html", b"<html>the ladder</html>")
-    assert CliRunner().invoke(app, ["report", environment.run_id]).exit_code == 0
-    assert page.read_text() == "<html>the ladder</html>", "what the run came to takes the place of what it stood at"
+    report = Path(CliRunner().invoke(app, ["report", environment.run_id]).output.strip())
+    assert report.read_text() == "<html>the ladder</html>", "what the run came to takes the place of what it stood at"
+
+
+def test_the_page_of_a_run_at_work_gives_way_to_its_report(environment: Environment) -> None:
+    parent_run(environment)
+    CliRunner().invoke(app, ["report", environment.run_id])
+    open_store(environment.store).write(f"runs/{environment.run_id}/report.html", b"<html>the ladder</html>")
+    told = CliRunner().invoke(app, ["report", environment.run_id])
+    assert Path(told.output.strip()).read_text() == "<html>the ladder</html>"
+
+
+def test_a_store_that_may_only_be_read_is_enough_for_the_page(
+    environment: Environment, end: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent_run(environment)
+    task_run(environment, "pretrain").tags({"tenfold.error": "told to end"})
+    (tmp_path / "sealed").mkdir()
+    (tmp_path / "sealed" / "runs").write_text("no folder, so that nothing can be written below")
+    monkeypatch.setenv("TENFOLD_STORE", (tmp_path / "sealed").as_uri())
+    assert "told to end" in end(succeeded=False)
+    told = CliRunner().invoke(app, ["report", environment.run_id])
+    assert told.exit_code == 0, told.exception
+
+
+def test_a_run_that_preflight_refused_says_why_on_its_page_and_on_demand(
+    environment: Environment, end: Callable[..., str]
+) -> None:
+    leave(environment, "preflight", ConfigError("there is no class b"))
+    assert "there is no class b" in end(succeeded=False)
+    told = CliRunner().invoke(app, ["report", environment.run_id])
+    assert "there is no class b" in Path(told.output.strip()).read_text()
+
+
+@pytest.mark.parametrize("run_id", ["/etc/x", "../other", "*", "a**b", "o'brien", "", "größe", "a b", "a\n"])
+def test_what_is_no_id_of_a_run_is_refused(
+    run_id: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = CliRunner().invoke(app, ["report", "--", run_id])
+    assert isinstance(told.exception, ConfigError), told.exception
+    if run_id:  # else one is made
+        monkeypatch.setenv("TENFOLD_RUN_ID", run_id)
+        with pytest.raises(ConfigError, match="TENFOLD_RUN_ID is"):
+            Environment.read()
 
 
 def test_the_report_of_a_run_that_nobody_knows_is_refused(environment: Environment) -> None:

@@ -25,7 +25,7 @@ from tenfold.cli.options import request as _request
 from tenfold.cli.runs import add_run_commands
 from tenfold.components.preflight.stage import check
 from tenfold.config import RunConfig, about_preset, load_preset, preset_names
-from tenfold.environment import Environment
+from tenfold.environment import Environment, checked_run_id
 from tenfold.errors import ConfigError, DataError, TenfoldError, redact
 
 app = typer.Typer(
@@ -124,7 +124,8 @@ def report(
     environment = Environment.read()
     folder = environment.home / "runs"
     if run_id is not None:
-        print(_fetched_report(replace(environment, run_id=run_id), folder / run_id / "report.html"))
+        run_id = checked_run_id(run_id, "RUN_ID")
+        print(_fetched_report(replace(environment, run_id=run_id), folder / run_id))
         return
     reports = sorted(folder.glob("*/report.html"), key=lambda path: path.stat().st_mtime)
     if not reports:
@@ -132,25 +133,27 @@ def report(
     print(reports[-1])
 
 
-def _fetched_report(environment: Environment, path: Path) -> Path:
-    from tenfold.components.finish.stage import page_of
+def _fetched_report(environment: Environment, folder: Path) -> Path:
+    from tenfold.components.finish.stage import known_tasks, unfinished, written
     from tenfold.storage import open_store
-    from tenfold.tracking import tasks_of
 
+    path = folder / "report.html"
     try:
-        known = open_store(environment.store).exists(f"runs/{environment.run_id}/config.json") or tasks_of(environment)
-        if not known:
+        page = written(environment)
+    except TenfoldError:
+        if path.is_file():  # fetched before
+            return path
+        raise
+    if page is None:
+        known = open_store(environment.store).exists(f"runs/{environment.run_id}/config.json")
+        if not known and not known_tasks(environment):
             raise DataError(
                 f"neither {environment.store} nor MLflow at {redact(environment.tracking_uri)} knows a run "
                 f"{environment.run_id}: name it as `tenfold run`, `tenfold list` or the Kubeflow UI does, and set "
                 "TENFOLD_STORE and MLFLOW_TRACKING_URI to the cluster's"
             )
-        page = page_of(environment)
-    except TenfoldError:
-        if path.is_file():  # fetched before
-            return path
-        raise
-    path.parent.mkdir(parents=True, exist_ok=True)
+        page, path = unfinished(environment), folder / "unfinished.html"  # which the next call makes anew
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(page)
     return path
 

@@ -7,7 +7,6 @@ said to be unchecked, and is no error.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -119,9 +118,10 @@ def _told(reporter: Reporter, what: str, check: Callable[[], str]) -> None:
 
 def _check_nodes(api: Any, accelerator: str, demands: Sequence[Demand]) -> str:
     from kubernetes import client
+    from kubernetes.utils.quantity import parse_quantity
 
     nodes = _asked(lambda: client.CoreV1Api(api).list_node(_request_timeout=_LIMITS)).items
-    there = [int((node.status.allocatable or {}).get(accelerator, 0)) for node in nodes]
+    there = [int(parse_quantity((node.status.allocatable or {}).get(accelerator, 0))) for node in nodes]
     largest = max(there, default=0)
     for demand in demands:
         fit = sum(each // demand.gpus for each in there)
@@ -142,6 +142,7 @@ def _asked_for(accelerator: str, demand: Demand) -> str:
 
 def _check_queue(api: Any, namespace: str, accelerator: str, demand: Demand) -> str:
     from kubernetes import client
+    from kubernetes.utils.quantity import parse_quantity
 
     custom = client.CustomObjectsApi(api)
     local = _of_kueue(
@@ -149,13 +150,15 @@ def _check_queue(api: Any, namespace: str, accelerator: str, demand: Demand) -> 
         absent=f"there is no LocalQueue {demand.queue} in the namespace {namespace}, so TrainJobs would wait for ever: "
         "take one that is there (--queue), or let an administrator make it",
     )  # fmt: skip
-    name = local["spec"]["clusterQueue"]
+    name = local["spec"].get("clusterQueue")
+    if not name:
+        raise CapacityError(f"the LocalQueue {demand.queue} leads to no ClusterQueue; TrainJobs would wait for ever")
     queue = _of_kueue(
         custom.get_cluster_custom_object, plural="clusterqueues", name=name,
         absent=f"the LocalQueue {demand.queue} leads to a ClusterQueue {name}, which is not there",
     )  # fmt: skip
     given = [
-        Decimal(str(resource["nominalQuota"])) + Decimal(str(resource.get("borrowingLimit") or 0))
+        parse_quantity(resource["nominalQuota"]) + parse_quantity(resource.get("borrowingLimit") or 0)
         for group in queue["spec"].get("resourceGroups", [])
         for flavor in group["flavors"]
         for resource in flavor["resources"]
