@@ -2,7 +2,8 @@
 
 A try that ended by an error which the same again would meet leaves a record of it in the store, by run and task. The
 next try of the task (``KFP_RETRY_INDEX`` above 0) looks whether that cause alone still stands, and if so ends within
-seconds. The first try of a run looks at no record, so nothing needs cleaning up once the cause is mended.
+seconds. The first try looks at no record and removes what is there, so nothing needs cleaning up once the cause is
+mended.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def standing(environment: Environment, task: str) -> str | None:
         task: the task's name; with its part of the work where several do the same.
     """
     if not environment.retry:
+        # KFP counts from 0 again when somebody retries a run by hand: what the rounds before left would stop the
+        # second try of this one, and be told as the cause where a pod is killed without a word
+        with contextlib.suppress(TenfoldError):
+            open_store(environment.store, patient=False).delete(_key(environment, task))
         return None
     try:
         record = json.loads(open_store(environment.store, patient=False).read(_key(environment, task)))

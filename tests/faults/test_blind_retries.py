@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, LaunchError, NonFiniteError, StorageError, TenfoldError
 from tenfold.execution import Attempt
-from tenfold.retry import record_of
+from tenfold.retry import record_of, recorded
 from tenfold.storage import open_store
 
 
@@ -61,6 +62,23 @@ def test_what_the_run_itself_decides_is_not_tried_again_in_the_same_run(
     assert attempt(lambda: None, 0), "the first try of a run looks at no record"
     assert attempt(lambda: None, 1, run_id="other"), "another run's record counts for nothing"
     assert attempt(lambda: None, 1, task="distill"), "another task's neither"
+
+
+def test_a_run_that_is_retried_by_hand_knows_nothing_of_the_round_before(attempt: Callable[..., bool]) -> None:
+    assert attempt(fails(ConfigError("bad")), 0)
+    assert attempt(lambda: None, 0), "KFP counts from 0 again"
+    assert recorded(Environment.read(), "finetune") is None
+    assert attempt(lambda: None, 1), "the first try's pod was killed, which leaves no record"
+
+
+def test_a_disk_that_is_full_is_told_with_the_file_only_where_that_is_known(
+    attempt: Callable[..., bool], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as of a write to an open file
+
+    assert attempt(work, 0, status=1)
+    assert "finetune: No space left on device" in capfd.readouterr().err
 
 
 def test_each_part_of_a_fan_out_has_a_record_of_its_own(attempt: Callable[..., bool]) -> None:
