@@ -13,7 +13,16 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from kfp import dsl, kubernetes
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL, SECRET
 from tenfold.errors import ConfigError, first_fault
@@ -21,6 +30,12 @@ from tenfold.trainjob import Demand, Needs, Quantity, TrainJobSpec
 
 #: Annotations of pods: how many GPUs a task is to see, and for preflight those that the pipeline asks for.
 GPUS, NEEDS = "tenfold.dev/gpus", "tenfold.dev/needs"
+# What the API server takes as the value of a label, and as the name of a label or a resource.
+_WORD = "[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+_Value = Annotated[str, StringConstraints(pattern=f"^({_WORD})?$")]
+_Key = Annotated[str, StringConstraints(pattern=f"^([a-z0-9.-]{{1,253}}/)?{_WORD}$")]
+#: A year; Kubernetes and KFP hold seconds in 32 bits.
+_LONGEST_HOURS = 8784
 
 
 class _Settings(BaseModel):
@@ -42,9 +57,16 @@ class Pod(_Settings):
     cpu: Quantity = "1"
     memory: Quantity = "2Gi"
     disk: Quantity = "10Gi"
-    hours: float = Field(default=2, gt=0)
-    gpus: int = Field(default=0, ge=0)
+    hours: float = Field(default=2, ge=0.01, le=_LONGEST_HOURS)
+    gpus: int = Field(default=0, ge=0, le=1024)
     shm: Quantity | None = None
+
+    @field_validator("memory")
+    @classmethod
+    def _whole(cls, value: str) -> str:
+        if value.endswith("m"):
+            raise ValueError(f"'{value}' is thousandths of a byte; megabytes are written M or Mi")
+        return value
 
 
 class Toleration(_Settings):
@@ -55,9 +77,22 @@ class Toleration(_Settings):
     value: str | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = "NoSchedule"
 
+    @model_validator(mode="after")
+    def _fits(self) -> Toleration:
+        if (self.operator == "Exists") != (self.value is None):
+            raise ValueError("Kubernetes takes a value with operator Equal, and none with Exists")
+        return self
+
 
 def _spelled(value: object) -> object:
-    return {str(key): str(each) for key, each in value.items()} if isinstance(value, dict) else value
+    """Return labels as Kubernetes has them, text all: YAML reads true and 1 as what they look like."""
+    if not isinstance(value, dict):
+        return value
+    return {str(key): _label(each) if isinstance(each, bool | int) else each for key, each in value.items()}
+
+
+def _label(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class ClusterSettings(_Settings):
@@ -82,14 +117,14 @@ class ClusterSettings(_Settings):
     pack: Pod = Pod(cpu="4", memory="8Gi", disk="50Gi", hours=24)
     infer: Pod = Pod(cpu="8", memory="32Gi", disk="200Gi", hours=12, gpus=1, shm="8Gi")
     train: Pod = Pod(cpu="8", memory="64Gi", disk="200Gi", hours=72, gpus=1, shm="16Gi")
-    accelerator: str = "nvidia.com/gpu"
+    accelerator: _Key = "nvidia.com/gpu"
     tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu"),)
-    node_selector: Annotated[dict[str, str], BeforeValidator(_spelled)] = {}
-    user: int = Field(default=10001, ge=1)
-    retries: int = Field(default=3, ge=0)
-    backoff_seconds: int = Field(default=60, ge=0)
+    node_selector: Annotated[dict[_Key, _Value], BeforeValidator(_spelled)] = {}
+    user: int = Field(default=10001, ge=1, le=2**31 - 1)
+    retries: int = Field(default=3, ge=0, le=100)
+    backoff_seconds: int = Field(default=60, ge=0, le=3600)
     autoscaled: bool = False
-    days_kept: float = Field(default=7, gt=0)
+    days_kept: float = Field(default=7, ge=0.01, le=10_000)
 
     @classmethod
     def read(cls, path: Path) -> ClusterSettings:
@@ -99,7 +134,8 @@ class ClusterSettings(_Settings):
             ConfigError: it cannot be read, or does not describe a cluster.
         """
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text()) or {})
+            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return cls.model_validate({} if given is None else given)
         except OSError as error:
             raise ConfigError(f"--cluster {path}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -103,7 +103,7 @@ class Attempt:
             return
         message = redact(str(error))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            message = f"{error.filename}: {error.strerror}"
+            message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         elif not isinstance(error, TenfoldError):
             traceback.print_exception(error)
             message = f"defect: {type(error).__name__}: {message}"

@@ -2,7 +2,8 @@
 
 A try that failed leaves a record of why in the store, by run and task. Where the same again would meet the same error,
 the next try of the task (``KFP_RETRY_INDEX`` above 0) looks whether that cause alone still stands, and if so ends
-within seconds. The first try of a run looks at no record, so nothing needs cleaning up once the cause is mended.
+within seconds. The first try looks at no record and removes what is there, so nothing needs cleaning up once the cause
+is mended.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from tenfold.environment import Environment
 from tenfold.errors import AGAIN, LaunchError, StorageError, TenfoldError, redact
 from tenfold.fingerprint import canonical_json, digest
-from tenfold.storage import Span, open_store
+from tenfold.storage import open_store
 from tenfold.tracking import DeniedError, parent_run
 
 #: Decided by the run's configuration, code and data alone, which no further try changes.
@@ -53,6 +54,10 @@ def standing(environment: Environment, task: str) -> str | None:
         task: the task's name; with its part of the work where several do the same.
     """
     if not environment.retry:
+        # KFP counts from 0 again when somebody retries a run by hand: what the rounds before left would stop the
+        # second try of this one, and be told as the cause where a pod is killed without a word
+        with contextlib.suppress(TenfoldError):
+            open_store(environment.store, patient=False).delete(_key(environment, task))
         return None
     try:
         record = json.loads(open_store(environment.store, patient=False).read(_key(environment, task)))
@@ -79,7 +84,8 @@ def _try(doing: str, uri: str, key: str) -> None:
     if doing == "list":
         next(iter(store.list(key)), None)
     elif doing == "read":
-        store.read(key, Span(0, 1))
+        if not store.exists(key):  # which S3 answers with 403 where it may not be read
+            raise StorageError(f"{uri}/{key} is not there")
     else:
         store.write(f"{key}.try", b"")
         store.delete(f"{key}.try")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, LaunchError, NonFiniteError, StorageError, TenfoldError
 from tenfold.execution import Attempt
-from tenfold.retry import record_of
+from tenfold.retry import record_of, recorded
 from tenfold.storage import open_store
 
 
@@ -63,6 +64,23 @@ def test_what_the_run_itself_decides_is_not_tried_again_in_the_same_run(
     assert attempt(lambda: None, 1, task="distill"), "another task's neither"
 
 
+def test_a_run_that_is_retried_by_hand_knows_nothing_of_the_round_before(attempt: Callable[..., bool]) -> None:
+    assert attempt(fails(ConfigError("bad")), 0)
+    assert attempt(lambda: None, 0), "KFP counts from 0 again"
+    assert recorded(Environment.read(), "finetune") is None
+    assert attempt(lambda: None, 1), "the first try's pod was killed, which leaves no record"
+
+
+def test_a_disk_that_is_full_is_told_with_the_file_only_where_that_is_known(
+    attempt: Callable[..., bool], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as of a write to an open file
+
+    assert attempt(work, 0, status=1)
+    assert "finetune: No space left on device" in capfd.readouterr().err
+
+
 def test_each_part_of_a_fan_out_has_a_record_of_its_own(attempt: Callable[..., bool]) -> None:
     assert attempt(fails(ConfigError("bad")), 0, task="pack", part="plan/0")
     assert not attempt(lambda: None, 1, task="pack", part="plan/0")
@@ -80,7 +98,7 @@ def test_an_object_that_was_missing_is_looked_for_before_the_work_begins_anew(at
     assert attempt(lambda: store.read("labels.txt"), 0)
     assert not attempt(lambda: store.read("labels.txt"), 1)
     assert not attempt(lambda: store.read("labels.txt"), 2)
-    store.write("labels.txt", b"a\nb\n")
+    store.write("labels.txt", b"")  # whatever it holds: that is the task's own affair
     assert attempt(lambda: store.read("labels.txt"), 3)
 
 
@@ -124,9 +142,9 @@ class Guarded(BaseHTTPRequestHandler):
             self.send_header("Content-Range", "bytes 0-0/3")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(b"" if self.command == "HEAD" else body)
 
-    do_GET = do_PUT = do_DELETE = _answer
+    do_GET = do_HEAD = do_PUT = do_DELETE = _answer
 
     def log_message(self, *_: object) -> None:
         pass

@@ -194,7 +194,7 @@ def test_settings_of_the_cluster_reach_the_pods(tmp_path: Path) -> None:
     file.write_text(
         "train: {gpus: 8, cpu: 64, memory: 500Gi, hours: 12, shm: 64Gi}\nuser: 1000650000\nretries: 0\n"
         "accelerator: amd.com/gpu\ntolerations: [{key: gpus, operator: Equal, value: only}]\n"
-        "node_selector: {pool: gpus, big: true}\ninfer: {gpus: 0, shm: null}\ndays_kept: 1\n"
+        "node_selector: {pool: gpus, big: true, size: 2}\ninfer: {gpus: 0, shm: null}\ndays_kept: 1\n"
     )
     compile_pipeline(tmp_path / "pipeline.yaml", cluster=ClusterSettings.read(file))
     executors, made = platform_of(tmp_path / "pipeline.yaml"), containers(tmp_path / "pipeline.yaml")
@@ -205,7 +205,7 @@ def test_settings_of_the_cluster_reach_the_pods(tmp_path: Path) -> None:
     assert made["pretrain"]["resources"]["cpuRequest"] == 64
     assert train["activeDeadlineSeconds"] == "43200"
     assert train["tolerations"] == [{"key": "gpus", "operator": "Equal", "value": "only", "effect": "NoSchedule"}]
-    assert train["nodeSelector"]["labels"] == {"pool": "gpus", "big": "True"}
+    assert train["nodeSelector"]["labels"] == {"pool": "gpus", "big": "true", "size": "2"}
     assert train["securityContext"]["runAsUser"] == "1000650000"
     assert "accelerator" not in made["evaluate"]["resources"]
     assert "nodeSelector" not in executors["evaluate"]
@@ -218,7 +218,18 @@ def test_settings_of_the_cluster_reach_the_pods(tmp_path: Path) -> None:
     [
         ("trian: {gpus: 8}", "trian: Extra inputs are not permitted"),
         ("train: {memory: lots}", "train.memory: .*'lots' is no amount"),
-        ("train: {hours: 0}", "train.hours: Input should be greater than 0"),
+        ("train: {hours: 0}", "train.hours: Input should be greater than or equal to 0.01"),
+        ("train: {hours: .inf}", "train.hours: Input should be less than"),
+        ("days_kept: .inf", "days_kept: Input should be less than"),
+        ("retries: 99999999999", "retries: Input should be less than"),
+        ("user: 99999999999999999999999", "user: Input should be less than"),
+        ("backoff_seconds: 9999999999999999999", "backoff_seconds: Input should be less than"),
+        ("train: {memory: 100m}", "train.memory: .*'100m' is thousandths of a byte"),
+        ("accelerator: ''", "accelerator: String should match"),
+        ("node_selector: {zone: größer}", "node_selector.zone: String should match"),
+        ("node_selector: {zone: null}", "node_selector.zone: Input should be a valid string"),
+        ("tolerations: [{key: gpus, value: only}]", "tolerations.0: .*a value with operator Equal"),
+        ("[]", "Input should be a valid dictionary"),
         ("user: 0", "user: Input should be greater than or equal to 1"),
         ("train: [", "is no YAML"),
     ],

@@ -54,7 +54,7 @@ Queue = Annotated[str | None, typer.Option(help="Kueue's local queue.", rich_hel
 ServiceAccount = Annotated[str | None, typer.Option(help="Of the pods that train.", rich_help_panel=_PANEL)]
 DeadlineHours = Annotated[
     float | None,
-    typer.Option(min=0.01, help="Longest time that a stage may train; else 72.", rich_help_panel=_PANEL),
+    typer.Option(min=0.01, max=8784, help="Longest time that a stage may train; else 72.", rich_help_panel=_PANEL),
 ]
 
 
