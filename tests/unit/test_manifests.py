@@ -15,7 +15,7 @@ from manifests import CLUSTER_SCOPED, K8S, Object, named, pod_templates, selects
 from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL, SECRET
 from tenfold.errors import TrainJobError
 from tenfold.progress import Reporter
-from tenfold.trainjob import TrainJobSpec, run_trainjob
+from tenfold.trainjob import Needs, TrainJobSpec, check_capacity, run_trainjob
 from tenfold.trainjob.spec import NODE, manifest
 
 ROOT = K8S.parent
@@ -195,6 +195,36 @@ def test_the_role_allows_every_call_that_a_launcher_makes_and_nothing_but_watchi
     granted = {(v, r) for role in roles for rule in role["rules"] for r in rule["resources"] for v in rule["verbs"]}
     assert calls <= granted
     assert {verb for verb, resource in granted - calls if resource == "trainjobs"} <= {"watch", "list"}
+
+
+def test_the_roles_allow_every_call_that_preflights_look_at_the_cluster_makes_and_nothing_more(
+    prod: list[Object], everything: list[Object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = {"resources": [{"name": "nvidia.com/gpu", "nominalQuota": "8"}]}
+    for fake in serve():
+        monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path / "kubeconfig")))
+        fake.objects["localqueues", "tenfold"] = {"spec": {"clusterQueue": "all"}}
+        fake.objects["clusterqueues", "all"] = {"spec": {"resourceGroups": [{"flavors": [queue]}]}}
+        node = {"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}}
+        fake.objects["nodes", ""] = {"kind": "NodeList", "apiVersion": "v1", "items": [node]}
+        check_capacity(Needs(accelerator="nvidia.com/gpu", gpus=8, queue="tenfold"), Reporter("preflight", None))
+        calls = set(fake.requests)
+    assert calls == _granted(everything, "tenfold-read-")
+    assert calls - {("list", "nodes")} == _granted(prod, "tenfold-read-")
+
+
+def _granted(objects: list[Object], prefix: str) -> set[tuple[str, str]]:
+    """Return (verb, resource) of the roles with this prefix, and check that default-editor is bound to each."""
+    roles = {(e["kind"], e["metadata"]["name"]): e for e in objects if e["kind"] in RBAC}
+    roles = {key: role for key, role in roles.items() if key[1].startswith(prefix)}
+    bound = {
+        (each["roleRef"]["kind"], each["roleRef"]["name"])
+        for each in objects
+        if each["kind"].endswith("RoleBinding") and "default-editor" in [s["name"] for s in each["subjects"]]
+    }
+    assert set(roles) <= bound
+    rules = [rule for role in roles.values() for rule in role["rules"]]
+    return {(verb, resource) for rule in rules for verb in rule["verbs"] for resource in rule["resources"]}
 
 
 # --- training ---------------------------------------------------------------------------------------
