@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
 from fake_kubernetes import serve, strict
+from kubernetes.utils import parse_quantity
 from manifests import CLUSTER_SCOPED, K8S, Object, named, pod_templates, selects
 
 from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL, SECRET
@@ -225,6 +228,29 @@ def _granted(objects: list[Object], prefix: str) -> set[tuple[str, str]]:
     assert set(roles) <= bound
     rules = [rule for role in roles.values() for rule in role["rules"]]
     return {(verb, resource) for rule in rules for verb in rule["verbs"] for resource in rule["resources"]}
+
+
+# --- sizes ---------------------------------------------------------------------------------------------
+
+
+def test_the_job_that_install_md_compiles_fits_kueues_quota_and_leaves_the_namespace_room_for_the_pods_around_it(
+    prod: list[Object],
+) -> None:
+    command = re.search(r"^tenfold compile .*?[^\\\\]$", (ROOT / "docs/install.md").read_text(), re.M | re.S)
+    assert command is not None
+    words = shlex.split(command[0])
+    given = {word: value for word, value in pairwise(words) if word.startswith("--")}
+    each = {"cpu": "--cpus-per-node", "memory": "--memory-per-node", "nvidia.com/gpu": "--gpus-per-node"}
+    asked = {name: int(given["--nodes"]) * parse_quantity(given[option]) for name, option in each.items()}
+
+    local = named(prod, "LocalQueue", given["--queue"])["spec"]["clusterQueue"]
+    (group,) = named(prod, "ClusterQueue", local)["spec"]["resourceGroups"]
+    quota = {r["name"]: parse_quantity(r["nominalQuota"]) for r in group["flavors"][0]["resources"]}
+    hard = named(prod, "ResourceQuota", "tenfold")["spec"]["hard"]
+    for name, amount in asked.items():
+        assert amount <= quota[name], name
+        assert amount < parse_quantity(hard[f"requests.{name}"]), name
+    assert asked["memory"] < parse_quantity(hard["limits.memory"])
 
 
 # --- training ---------------------------------------------------------------------------------------
