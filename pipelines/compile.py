@@ -11,8 +11,8 @@ from tenfold.trainjob import TrainJobSpec
 
 #: Stand-in for images that are not built yet; compile with --cpu-image and --gpu-image for a cluster.
 PLACEHOLDER = Images(
-    cpu="tenfold-python-cpu@sha256:" + "0" * 64,
-    gpu="tenfold-python-gpu@sha256:" + "0" * 64,
+    cpu="tenfold-cpu@sha256:" + "0" * 64,
+    gpu="tenfold-gpu@sha256:" + "0" * 64,
 )
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
 from fake_kubernetes import serve, strict
+from kubernetes.utils import parse_quantity
 from manifests import CLUSTER_SCOPED, K8S, Object, named, pod_templates, selects
 
 from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL, SECRET
 from tenfold.errors import TrainJobError
 from tenfold.progress import Reporter
-from tenfold.trainjob import TrainJobSpec, run_trainjob
+from tenfold.trainjob import Needs, TrainJobSpec, check_capacity, run_trainjob
 from tenfold.trainjob.spec import NODE, manifest
 
 ROOT = K8S.parent
@@ -195,6 +198,59 @@ def test_the_role_allows_every_call_that_a_launcher_makes_and_nothing_but_watchi
     granted = {(v, r) for role in roles for rule in role["rules"] for r in rule["resources"] for v in rule["verbs"]}
     assert calls <= granted
     assert {verb for verb, resource in granted - calls if resource == "trainjobs"} <= {"watch", "list"}
+
+
+def test_the_roles_allow_every_call_that_preflights_look_at_the_cluster_makes_and_nothing_more(
+    prod: list[Object], everything: list[Object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = {"resources": [{"name": "nvidia.com/gpu", "nominalQuota": "8"}]}
+    for fake in serve():
+        monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path / "kubeconfig")))
+        fake.objects["localqueues", "tenfold"] = {"spec": {"clusterQueue": "all"}}
+        fake.objects["clusterqueues", "all"] = {"spec": {"resourceGroups": [{"flavors": [queue]}]}}
+        node = {"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}}
+        fake.objects["nodes", ""] = {"kind": "NodeList", "apiVersion": "v1", "items": [node]}
+        check_capacity(Needs(accelerator="nvidia.com/gpu", gpus=8, queue="tenfold"), Reporter("preflight", None))
+        calls = set(fake.requests)
+    assert calls == _granted(everything, "tenfold-read-")
+    assert calls - {("list", "nodes")} == _granted(prod, "tenfold-read-")
+
+
+def _granted(objects: list[Object], prefix: str) -> set[tuple[str, str]]:
+    """Return (verb, resource) of the roles with this prefix, and check that default-editor is bound to each."""
+    roles = {(e["kind"], e["metadata"]["name"]): e for e in objects if e["kind"] in RBAC}
+    roles = {key: role for key, role in roles.items() if key[1].startswith(prefix)}
+    bound = {
+        (each["roleRef"]["kind"], each["roleRef"]["name"])
+        for each in objects
+        if each["kind"].endswith("RoleBinding") and "default-editor" in [s["name"] for s in each["subjects"]]
+    }
+    assert set(roles) <= bound
+    rules = [rule for role in roles.values() for rule in role["rules"]]
+    return {(verb, resource) for rule in rules for verb in rule["verbs"] for resource in rule["resources"]}
+
+
+# --- sizes ---------------------------------------------------------------------------------------------
+
+
+def test_the_job_that_install_md_compiles_fits_kueues_quota_and_leaves_the_namespace_room_for_the_pods_around_it(
+    prod: list[Object],
+) -> None:
+    command = re.search(r"^tenfold compile .*?[^\\\\]$", (ROOT / "docs/install.md").read_text(), re.M | re.S)
+    assert command is not None
+    words = shlex.split(command[0])
+    given = {word: value for word, value in pairwise(words) if word.startswith("--")}
+    each = {"cpu": "--cpus-per-node", "memory": "--memory-per-node", "nvidia.com/gpu": "--gpus-per-node"}
+    asked = {name: int(given["--nodes"]) * parse_quantity(given[option]) for name, option in each.items()}
+
+    local = named(prod, "LocalQueue", given["--queue"])["spec"]["clusterQueue"]
+    (group,) = named(prod, "ClusterQueue", local)["spec"]["resourceGroups"]
+    quota = {r["name"]: parse_quantity(r["nominalQuota"]) for r in group["flavors"][0]["resources"]}
+    hard = named(prod, "ResourceQuota", "tenfold")["spec"]["hard"]
+    for name, amount in asked.items():
+        assert amount <= quota[name], name
+        assert amount < parse_quantity(hard[f"requests.{name}"]), name
+    assert asked["memory"] < parse_quantity(hard["limits.memory"])
 
 
 # --- training ---------------------------------------------------------------------------------------
