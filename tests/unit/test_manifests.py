@@ -18,7 +18,7 @@ from manifests import CLUSTER_SCOPED, K8S, Object, named, pod_templates, selects
 from tenfold.environment import ADDRESSES, CONFIG_MAP, CREDENTIALS, OPTIONAL, SECRET
 from tenfold.errors import TrainJobError
 from tenfold.progress import Reporter
-from tenfold.trainjob import Needs, TrainJobSpec, check_capacity, run_trainjob
+from tenfold.trainjob import Demand, Needs, TrainJobSpec, check_capacity, run_trainjob
 from tenfold.trainjob.spec import NODE, manifest
 
 ROOT = K8S.parent
@@ -210,7 +210,8 @@ def test_the_roles_allow_every_call_that_preflights_look_at_the_cluster_makes_an
         fake.objects["clusterqueues", "all"] = {"spec": {"resourceGroups": [{"flavors": [queue]}]}}
         node = {"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}}
         fake.objects["nodes", ""] = {"kind": "NodeList", "apiVersion": "v1", "items": [node]}
-        check_capacity(Needs(accelerator="nvidia.com/gpu", gpus=8, queue="tenfold"), Reporter("preflight", None))
+        needs = Needs(accelerator="nvidia.com/gpu", demands=(Demand(gpus=8, queue="tenfold"),))
+        check_capacity(needs, Reporter("preflight", None))
         calls = set(fake.requests)
     assert calls == _granted(everything, "tenfold-read-")
     assert calls - {("list", "nodes")} == _granted(prod, "tenfold-read-")
