@@ -1,9 +1,10 @@
-"""The wheel has one top-level name, and the stages are inside."""
+"""The wheel has one top-level name, the stages are inside, and no module escapes the import contracts."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -57,3 +58,39 @@ def test_importing_the_library_imports_neither_kfp_nor_torch_nor_mlflow() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def modules(folder: str) -> set[str]:
+    """Return the packages and modules in a folder of src/tenfold, by their whole names."""
+    root = ROOT / "src/tenfold" / folder
+    found = {each.parent for each in root.glob("*/__init__.py")} | {*root.glob("*.py")} - {root / "__init__.py"}
+    return {".".join(each.relative_to(ROOT / "src").with_suffix("").parts) for each in found}
+
+
+@pytest.mark.parametrize(
+    ("contract", "field", "folder", "exceptions"),
+    [
+        ("Only pipelines, components and the command line know kfp", "source_modules", "",
+         {"tenfold.pipelines", "tenfold.components", "tenfold.cli"}),
+        ("Only tracking, the registry and serving talk to MLflow", "source_modules", "",
+         {"tenfold.tracking", "tenfold.registry", "tenfold.serving"}),
+        ("A component imports no other one", "modules", "components", set()),
+    ],
+)  # fmt: skip
+def test_an_import_contract_holds_for_every_module_on_disk_but_those_it_names(
+    contract: str, field: str, folder: str, exceptions: set[str]
+) -> None:
+    assert exceptions <= modules("")
+    assert set(listed(contract, field)) == modules(folder) - exceptions
+
+
+def test_the_contract_on_stages_holds_for_every_component() -> None:
+    stages = {f"{each}.stage" for each in modules("components")}
+    assert set(listed("A stage's work imports no kfp", "source_modules")) == stages
+
+
+def listed(contract: str, field: str) -> list[str]:
+    """Return the modules that an import contract of pyproject.toml lists."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (found,) = [each for each in contracts if each["name"] == contract]
+    return list(found[field])
