@@ -94,7 +94,7 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
                 labels_per_class=labels_per_class, labels_fraction=labels_fraction, labels_file=labels_file,
                 test_fraction=test_fraction, seed=seed, image_size=image_size, teacher_depth=teacher_depth,
                 teacher_width=teacher_width, pretrain_epochs=pretrain_epochs, temperature=temperature,
-                finetune_steps=finetune_steps, self_train=self_train_on, threshold=threshold,
+                finetune_steps=finetune_steps, self_train_on=self_train_on, threshold=threshold,
                 student_depth=student_depth, student_width=student_width, distill_epochs=distill_epochs,
                 distill_temperature=distill_temperature, alpha=alpha, model_name=model_name, min_gain=min_gain,
             ).set_caching_options(False)  # fmt: skip

@@ -22,7 +22,7 @@ def preflight(
     pretrain_epochs: str,
     temperature: str,
     finetune_steps: str,
-    self_train: str,
+    self_train_on: str,
     threshold: str,
     student_depth: str,
     student_width: str,
@@ -41,31 +41,20 @@ def preflight(
     ],
 ):  # fmt: skip
     """Resolve the configuration, check the surroundings, and give each stage its canonical string."""
+    given = dict(locals())  # the arguments alone, as long as this line is the first
     import time
     from pathlib import Path
     from typing import NamedTuple
 
-    from tenfold.components.preflight.stage import Request, run, write_resolved
+    from tenfold.components.preflight.stage import FORM, Request, run, write_resolved
     from tenfold.config import STAGES
     from tenfold.execution import Attempt
     from tenfold.tracking import task_run
 
-    values = {
-        "name": name, "data.source": source, "data.annotations": annotations,
-        "data.labels.per_class": labels_per_class, "data.labels.fraction": labels_fraction,
-        "data.labels.file": labels_file, "data.split.test_fraction": test_fraction, "seed": seed,
-        "augment.image_size": image_size, "pretrain.network.depth": teacher_depth,
-        "pretrain.network.width": teacher_width, "pretrain.epochs": pretrain_epochs,
-        "pretrain.temperature": temperature, "finetune.steps": finetune_steps, "self_train.enabled": self_train,
-        "self_train.threshold": threshold, "distill.network.depth": student_depth,
-        "distill.network.width": student_width, "distill.epochs": distill_epochs,
-        "distill.temperature": distill_temperature, "distill.alpha": alpha, "promote.model": model_name,
-        "promote.min_gain": min_gain,
-    }  # fmt: skip
     with Attempt("preflight") as attempt:
         attempt.reporter.started()
         start = time.monotonic()
-        config, _ = run(Request(preset, overrides, values), attempt.environment)
+        config, _ = run(Request.of(FORM, given), attempt.environment)
         attempt.tracker = task_run(attempt.environment, "preflight")
         write_resolved(config, Path(resolved.path))
         attempt.tracker.artifact(Path(resolved.path))
@@ -101,28 +90,22 @@ def retrain_preflight(
     ],
 ):  # fmt: skip
     """As preflight; pretraining is to start from the champion's encoder, and ``known`` is what that learned from."""
+    given = dict(locals())  # the arguments alone, as long as this line is the first
     import time
     from pathlib import Path
     from typing import NamedTuple
 
     from tenfold.components.preflight.champion import run
-    from tenfold.components.preflight.stage import Request, write_resolved
+    from tenfold.components.preflight.stage import RETRAIN_FORM, Request, write_resolved
     from tenfold.config import STAGES
     from tenfold.execution import Attempt
     from tenfold.fingerprint import canonical_json
     from tenfold.tracking import task_run
 
-    values = {
-        "name": name, "data.source": source, "data.annotations": annotations,
-        "data.labels.per_class": labels_per_class, "data.labels.fraction": labels_fraction,
-        "data.labels.file": labels_file, "promote.model": model_name, "promote.min_gain": min_gain,
-        "retrain.min_new_images": min_new_images, "retrain.warm_start": warm_start,
-        "retrain.pretrain_share": pretrain_share,
-    }  # fmt: skip
     with Attempt("preflight") as attempt:
         attempt.reporter.started()
         start = time.monotonic()
-        found = run(Request(preset, overrides, values), attempt.environment, attempt.reporter)
+        found = run(Request.of(RETRAIN_FORM, given), attempt.environment, attempt.reporter)
         attempt.tracker = task_run(attempt.environment, "preflight")
         write_resolved(found.config, Path(resolved.path))
         attempt.tracker.artifact(Path(resolved.path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,69 @@ from tenfold.trainjob import Needs, check_capacity
 #: At most this many images of a source are looked at.
 LISTED = 200_000
 
+_BOTH = {
+    "name": "name",
+    "source": "data.source",
+    "annotations": "data.annotations",
+    "labels_per_class": "data.labels.per_class",
+    "labels_fraction": "data.labels.fraction",
+    "labels_file": "data.labels.file",
+    "model_name": "promote.model",
+    "min_gain": "promote.min_gain",
+}
+#: Fields of the pipeline's form, and the place of each in the configuration.
+FORM = {
+    **_BOTH,
+    "test_fraction": "data.split.test_fraction",
+    "seed": "seed",
+    "image_size": "augment.image_size",
+    "teacher_depth": "pretrain.network.depth",
+    "teacher_width": "pretrain.network.width",
+    "pretrain_epochs": "pretrain.epochs",
+    "temperature": "pretrain.temperature",
+    "finetune_steps": "finetune.steps",
+    "self_train_on": "self_train.enabled",
+    "threshold": "self_train.threshold",
+    "student_depth": "distill.network.depth",
+    "student_width": "distill.network.width",
+    "distill_epochs": "distill.epochs",
+    "distill_temperature": "distill.temperature",
+    "alpha": "distill.alpha",
+}
+#: As ``FORM``, of the retraining pipeline.
+RETRAIN_FORM = {
+    **_BOTH,
+    "min_new_images": "retrain.min_new_images",
+    "warm_start": "retrain.warm_start",
+    "pretrain_share": "retrain.pretrain_share",
+}
+#: Places that take text, in which YAML would find comments, numbers and booleans; the others' values are YAML.
+TEXTS = frozenset({"name", "data.source", "data.annotations", "data.labels.file", "promote.model"})
+
 
 @dataclass(frozen=True)
 class Request:
-    """What the pipeline's form says; an empty string means: as in the preset."""
+    """What the pipeline's form says.
+
+    Attributes:
+        preset: name of a preset; empty: the defaults, or the one that the overrides name.
+        overrides: YAML mapping of sections.
+        values: by their place in the configuration; one that is empty or blank is as in the preset.
+    """
 
     preset: str
     overrides: str
     values: dict[str, str]
+
+    @classmethod
+    def of(cls, form: Mapping[str, str], given: Mapping[str, Any]) -> Request:
+        """Return the request that a component's arguments make.
+
+        Args:
+            form: the fields, and the place of each in the configuration.
+            given: the arguments by name: ``preset``, ``overrides`` and each field of the form.
+        """
+        return cls(given["preset"], given["overrides"], {place: given[field] for field, place in form.items()})
 
     def resolve(self) -> RunConfig:
         """Return the run's configuration.
@@ -40,8 +96,13 @@ class Request:
         Raises:
             ConfigError: every fault at once.
         """
-        given = [f"{path}={value}" for path, value in self.values.items() if value != ""]
-        config = load_config(self.preset or None, text=self.overrides, assignments=given)
+        given = {place: value.strip() for place, value in self.values.items() if value.strip()}
+        config = load_config(
+            self.preset or None,
+            text=self.overrides,
+            assignments=[f"{place}={value}" for place, value in given.items() if place not in TEXTS],
+            texts={place: value for place, value in given.items() if place in TEXTS},
+        )
         # Decided here, once, so that every stage and every retry sees the same.
         if not config.data.source:
             raise ConfigError("data.source is not set: name a folder of images, s3://bucket/prefix, or digits")

@@ -51,9 +51,20 @@ def compose(
 
 
 def load_config(
-    preset: str | None = None, file: Path | None = None, text: str = "", assignments: Iterable[str] = ()
+    preset: str | None = None,
+    file: Path | None = None,
+    text: str = "",
+    assignments: Iterable[str] = (),
+    texts: Mapping[str, str] | None = None,
 ) -> RunConfig:
     """Return the run's configuration: a preset (or the defaults) with what :func:`compose` puts on top.
+
+    Args:
+        preset: as for :func:`compose`.
+        file: as for :func:`compose`.
+        text: as for :func:`compose`.
+        assignments: as for :func:`compose`.
+        texts: values by their path (``a.b``), on top of all else; taken as they are and not read as YAML.
 
     Raises:
         ConfigError: names every fault and where it stands.
@@ -61,6 +72,8 @@ def load_config(
     base, values = compose(preset, file, text, assignments)
     merged = load_preset(base) if base else {}
     merge(merged, values)
+    for path, value in (texts or {}).items():
+        merge(merged, _nested(path, value))
     for section in merged.values():
         # A length in one unit replaces the default in the other.
         if isinstance(section, dict) and section.get("steps") is not None:
@@ -123,17 +136,16 @@ def _assigned(assignments: Iterable[str]) -> dict[str, Any]:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
             parsed = value
-        *parents, last = path.strip().split(".")
-        merge(result, _nested(parents, {last: parsed}))
+        merge(result, _nested(path.strip(), parsed))
     if faults:
         raise ConfigError("\n".join(faults))
     return result
 
 
-def _nested(parents: list[str], leaf: dict[str, Any]) -> dict[str, Any]:
-    for parent in reversed(parents):
-        leaf = {parent: leaf}
-    return leaf
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
 def _explain(error: ValidationError) -> str:
