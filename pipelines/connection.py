@@ -24,11 +24,11 @@ from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentia
 
 from tenfold.errors import ConfigError, TenfoldError, redact
 from tenfold.pipelines.refusals import KubeflowError, explained
+from tenfold.trainjob.cluster import own_namespace
 
 #: Seconds for connecting and for each answer; kfp's own client waits without end.
 LIMITS = (10.0, 30.0)
 _TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
-_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class Connection:
@@ -43,6 +43,7 @@ class Connection:
     Attributes:
         client: kfp's client; its groups of calls (``client.runs`` and others) go through :meth:`call`.
         namespace: the user's; empty where the installation has one user.
+        kube_context: as given.
 
     Raises:
         ConfigError: there is no address, or the installation is of many users and no namespace is given.
@@ -53,7 +54,7 @@ class Connection:
         self, namespace: str | None = None, kube_context: str | None = None, ca_file: Path | None = None,
         limits: tuple[float, float] = LIMITS,
     ) -> None:  # fmt: skip
-        self._limits = limits
+        self._limits, self.kube_context = limits, kube_context
         host = os.environ.get("KF_PIPELINES_ENDPOINT") or None
         self.where = _public(host or "the Kubeflow Pipelines of this cluster")
         if ca_file is not None and not ca_file.is_file():
@@ -64,8 +65,7 @@ class Connection:
         health = self.call("connect", self.client.healthzs.healthz_service_get_healthz)
         self.namespace = ""
         if health.multi_user:
-            own = _NAMESPACE.read_text().strip() if _NAMESPACE.is_file() else ""
-            self.namespace = namespace or self.client.get_user_namespace() or own
+            self.namespace = namespace or self.client.get_user_namespace() or own_namespace()
             if not self.namespace:
                 raise ConfigError(
                     f"{self.where} is an installation for many users: give --namespace, or set KFP_NAMESPACE, to the "

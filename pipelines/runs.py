@@ -12,6 +12,7 @@ from tenfold.pipelines.upload import PIPELINES, find_all
 from tenfold.pipelines.watch import ENDED
 from tenfold.progress import count
 from tenfold.trainjob import reap
+from tenfold.trainjob.cluster import address
 
 
 def known_pipelines(connection: Connection) -> dict[str, str]:
@@ -54,7 +55,8 @@ def stop(connection: Connection, run_id: str, namespace: str, tell: Callable[[st
     Args:
         connection: to the installation.
         run_id: of the run; one that has ended is looked after for its TrainJobs alone.
-        namespace: of the TrainJobs, which are found by their label through the Kubernetes API.
+        namespace: of the TrainJobs, which are found by their label through the Kubernetes API: in the connection's
+            context of the kubeconfig, else where :func:`tenfold.trainjob.cluster.connection` leads.
         tell: is given a line for what was done.
 
     Raises:
@@ -70,14 +72,14 @@ def stop(connection: Connection, run_id: str, namespace: str, tell: Callable[[st
             "stop the run", group.run_service_terminate_run, run_id=run_id, missing=missing, changes=True
         )  # fmt: skip
         tell(f"run {run_id} is being stopped")
+    where = f"the namespace {namespace}"
     try:
-        names = reap(run_id, namespace)
+        where += f" of {address(connection.kube_context)}"  # the run's address may be another cluster's
+        names = reap(run_id, namespace, connection.kube_context)
     except TenfoldError as error:
-        tell(f"its TrainJobs were not looked at, those that are left end at their deadline ({error})")
+        tell(f"its TrainJobs in {where} were not looked at, those that are left end at their deadline ({error})")
         return
-    tell(
-        f"deleted {count(len(names), 'TrainJob')} in the namespace {namespace}{': ' if names else ''}{', '.join(names)}"
-    )
+    tell(f"deleted {count(len(names), 'TrainJob')} in {where}{': ' if names else ''}{', '.join(names)}")
 
 
 def _runs(connection: Connection) -> Iterator[Any]:

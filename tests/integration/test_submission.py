@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import signal
@@ -29,6 +30,7 @@ from tenfold.pipelines.submit import submit
 from tenfold.pipelines.upload import PIPELINES, upload
 from tenfold.pipelines.watch import RunFailedError, wait
 from tenfold.retry import leave
+from tenfold.trainjob.cluster import connection as to_kubernetes
 
 TENFOLD = str(Path(sys.executable).parent / "tenfold")
 IMAGES = Images("registry/cpu@sha256:" + "a" * 64, "registry/gpu@sha256:" + "b" * 64)
@@ -511,10 +513,42 @@ def test_stop_ends_the_run_and_deletes_its_trainjobs(
         done = call("stop", run.run_id, "--namespace", fake_kubernetes.NAMESPACE, KUBECONFIG=config)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == [
-            f"run {run.run_id} is being stopped", "deleted 1 TrainJob in the namespace team: pretrain-0"
-        ]  # fmt: skip
+            f"run {run.run_id} is being stopped",
+            f"deleted 1 TrainJob in the namespace team of {kubernetes.address}: pretrain-0",
+        ]
         assert kubernetes.count("delete") == 1
     assert kubeflow.count("run_service_terminate_run") == 1
+
+
+def test_stop_looks_for_trainjobs_in_the_context_that_was_named_and_says_which_cluster_that_is(
+    kubeflow: FakeKubeflow, call: Call, uploaded: str, tmp_path: Path
+) -> None:
+    run = submit(Connection(), NAME, {})
+    with contextlib.ExitStack() as stack:
+        made = contextlib.contextmanager(fake_kubernetes.serve)
+        current, other = stack.enter_context(made()), stack.enter_context(made())
+        body = {"metadata": {"name": "pretrain-0", "labels": {"tenfold.dev/run-id": run.run_id}}}
+        for cluster in (current, other):
+            cluster.jobs["pretrain-0"] = fake_kubernetes.Job(body, ["running"])
+        path = current.kubeconfig(tmp_path / "config")
+        config = yaml.safe_load(path.read_text())
+        config["clusters"].append({"name": "other", "cluster": {"server": other.address}})
+        context = {"cluster": "other", "user": "launcher", "namespace": "own"}
+        config["contexts"].append({"name": "other", "context": context})
+        path.write_text(yaml.safe_dump(config))
+        options = ("--namespace", fake_kubernetes.NAMESPACE, "--kube-context")
+        done = call("stop", run.run_id, *options, "other", KUBECONFIG=str(path))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == (
+            f"deleted 1 TrainJob in the namespace team of {other.address}: pretrain-0"
+        )
+        assert (current.count("delete"), other.count("delete")) == (0, 1)
+        absent = call("stop", run.run_id, *options, "none", KUBECONFIG=str(path))
+        assert "were not looked at" in absent.stdout
+        assert "none" in absent.stdout.splitlines()[-1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBECONFIG", str(path))
+            assert [to_kubernetes(None, name)[1] for name in (None, "other")] == [fake_kubernetes.NAMESPACE, "own"]
 
 
 def test_stop_without_kubernetes_says_that_trainjobs_were_not_looked_at(
@@ -526,7 +560,9 @@ def test_stop_without_kubernetes_says_that_trainjobs_were_not_looked_at(
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == f"run {run.run_id} is being stopped"
-    assert second.startswith("its TrainJobs were not looked at, those that are left end at their deadline (no Kubern")
+    assert second.startswith(
+        "its TrainJobs in the namespace kubeflow were not looked at, those that are left end at their deadline (no Kub"
+    )
     kubeflow.run_service_get_run(run.run_id)
     kubeflow.run_service_get_run(run.run_id)
     told: list[str] = []

@@ -66,7 +66,8 @@ def stop(
 ) -> None:
     """Stop a run on a cluster, and delete the TrainJobs that it left.
 
-    Where the installation has one user, TrainJobs are looked for in --namespace, else in kubeflow.
+    Where the installation has one user, TrainJobs are looked for in --namespace, else in kubeflow; on the cluster of
+    --kube-context, else of the kubeconfig's current context, whatever the address of Kubeflow Pipelines is.
     """
     from tenfold.pipelines.runs import stop as end
 

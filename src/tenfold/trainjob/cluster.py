@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tenfold.errors import ConfigError, TrainJobError
+from tenfold.errors import ConfigError, TrainJobError, redact
 from tenfold.trainjob.refusals import AbsentError, PresentError, passing
 from tenfold.trainjob.spec import GROUP, NODE, VERSION
 
@@ -36,18 +36,22 @@ class Cluster:
         patience: seconds for which a call is tried again while the API server is away.
         pause: the first pause between two tries is a fifth of it, and they double up to six times it.
         tell: told once when the API server stops answering.
+        context: as for :func:`connection`.
 
     Raises:
         ConfigError: there is neither a kubeconfig nor a service account.
         TrainJobError: the API server is away for longer than ``patience``.
     """
 
-    def __init__(self, namespace: str | None, patience: float, pause: float, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, namespace: str | None, patience: float, pause: float, tell: Callable[[str], None],
+        context: str | None = None,
+    ) -> None:  # fmt: skip
         from kubeflow.common.types import KubernetesBackendConfig
         from kubeflow.trainer import TrainerClient
 
         self._patience, self._pause, self._tell = patience, pause, tell
-        configuration, self.namespace = connection(namespace)
+        configuration, self.namespace = connection(namespace, context)
         # it reads a ConfigMap that decides nothing, and warns where the role does not allow that
         logging.getLogger("kubeflow.trainer.backends.kubernetes.backend").setLevel(logging.ERROR)
 
@@ -179,11 +183,29 @@ def pod_selector(name: str) -> str:
     return f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={NODE}"
 
 
-def connection(namespace: str | None) -> tuple[Any, str]:
-    """Return the client's configuration and the namespace: KUBECONFIG's, else the own pod's, else ~/.kube/config's.
+def own_namespace() -> str:
+    """Return the namespace of the pod that this process runs in; empty where it runs in none."""
+    return _ACCOUNT.read_text().strip() if _ACCOUNT.is_file() else ""
+
+
+def address(context: str | None = None) -> str:
+    """Return the address of the API server that :func:`connection` leads to.
 
     Raises:
-        ConfigError: there is neither a kubeconfig nor a service account.
+        ConfigError: as there.
+    """
+    return redact(str(connection(None, context)[0].host))
+
+
+def connection(namespace: str | None, context: str | None = None) -> tuple[Any, str]:
+    """Return the client's configuration and the namespace: KUBECONFIG's, else the own pod's, else ~/.kube/config's.
+
+    Args:
+        namespace: to return instead of the one that was found.
+        context: of the kubeconfig, which is then read in a pod too; without one its current context.
+
+    Raises:
+        ConfigError: there is neither a kubeconfig nor a service account, or the kubeconfig has no such context.
     """
     from kubernetes import client, config
 
@@ -191,12 +213,14 @@ def connection(namespace: str | None) -> tuple[Any, str]:
     configuration.retries = False  # ours are bounded in time, and say so
     file = os.environ.get("KUBECONFIG") or None
     try:
-        if file is None and _ACCOUNT.is_file():
+        own = own_namespace()
+        if file is None and context is None and own:
             config.load_incluster_config(client_configuration=configuration)
-            own = _ACCOUNT.read_text().strip()
         else:
-            config.load_kube_config(config_file=file, client_configuration=configuration)
-            own = config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
+            config.load_kube_config(config_file=file, context=context, client_configuration=configuration)
+            contexts, current = config.list_kube_config_contexts(file)
+            chosen = next((each for each in contexts if each["name"] == context), current)
+            own = chosen["context"].get("namespace", "default")
     except config.ConfigException as error:
         raise ConfigError(f"no Kubernetes cluster to make TrainJobs in: {error}") from None
     return configuration, namespace or own

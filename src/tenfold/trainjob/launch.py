@@ -63,18 +63,19 @@ def run_trainjob(
     wait.until_ended(job, margin_seconds, note_seconds)
 
 
-def reap(run_id: str, namespace: str | None = None) -> list[str]:
+def reap(run_id: str, namespace: str | None = None, context: str | None = None) -> list[str]:
     """Delete all jobs of a run, running ones too, and return their names.
 
     Args:
         run_id: identity of the pipeline run, as the label ``tenfold.dev/run-id`` has it.
-        namespace: of the jobs; without one that of the own pod, or of the kubeconfig's current context.
+        namespace: of the jobs; without one that of the own pod, or of the kubeconfig's context.
+        context: of the kubeconfig; without one the own pod's cluster, or the current context.
 
     Raises:
         TrainJobError: a right or the custom resource is missing, or the API server is away.
         ConfigError: there is no cluster to talk to.
     """
-    cluster = Cluster(namespace, 60.0, 5.0, lambda text: None)
+    cluster = Cluster(namespace, 60.0, 5.0, lambda text: None, context)
     return [name for name in cluster.names(f"{RUN_LABEL}={run_label(run_id)}") if cluster.delete(name)]
 
 
