@@ -77,8 +77,8 @@ def test_a_final_record_that_names_a_place_outside_the_store_is_passed_over(make
 
 def afar(work: Work, patch: pytest.MonkeyPatch, end: Callable[[str], None]) -> Any:
     """Run a stage as a TrainJob whose end is ``end``, given the place of its records."""
-    work = replace(work, environment=replace(work.environment, trainjob="{}"))
-    patch.setattr(launch.TrainJobSpec, "parse", lambda text: None)
+    spec = launch.TrainJobSpec(image="train@sha256:" + "a" * 64, nodes=1, gpus_per_node=1, deadline_seconds=3600)
+    work = replace(work, environment=replace(work.environment, trainjob=spec.to_json()))
     patch.setattr(launch, "run_trainjob", lambda *_, **__: end(f"{work.own}launch/"))
     return launch.launch("baseline", "finetune", "{}", {}, {}, work)
 
