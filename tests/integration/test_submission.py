@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import fake_kubernetes
@@ -345,7 +346,11 @@ def test_ctrl_c_leaves_the_run_alone_and_says_how_to_look_and_to_stop(
 ) -> None:
     kubeflow.lives = [[("RUNNING", {"preflight": "RUNNING"})]]
     command = [TENFOLD, "submit", "--poll-seconds", "0.05"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # who starts the tests in the background has the interrupt ignored, and that is inherited
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as process:
         assert process.stdout is not None
         while "preflight: started" not in process.stdout.readline():
             assert process.poll() is None
