@@ -10,10 +10,8 @@ from kfp import dsl
 
 from tenfold.components.preflight.component import component as preflight_component
 from tenfold.pipelines.cluster import ClusterSettings
-from tenfold.pipelines.stages import UNCACHED, Images, Stages
+from tenfold.pipelines.stages import Images, Stages
 from tenfold.trainjob import TrainJobSpec
-
-__all__ = ["UNCACHED", "Images", "build"]
 
 
 def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: ClusterSettings | None = None):

@@ -108,7 +108,8 @@ def upload(
         "memory_per_node": memory_per_node, "runtime": runtime, "queue": queue, "service_account": service_account,
         "deadline_hours": deadline_hours,
     }  # fmt: skip
-    if file is not None and (cpu_image or gpu_image or cluster or launcher is not Launcher.POD or any(given.values())):
+    told = [cpu_image, gpu_image, cluster, *given.values()]
+    if file is not None and (launcher is not Launcher.POD or any(value is not None for value in told)):
         raise ConfigError(f"{file} is compiled already: options for compiling go without a file")
     with tempfile.TemporaryDirectory() as folder:
         path = file or Path(folder) / f"{known(pipeline).name}.yaml"

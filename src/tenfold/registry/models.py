@@ -9,8 +9,8 @@ from typing import Any
 
 from tenfold import __version__
 from tenfold.environment import Environment
-from tenfold.errors import TrackingError, redact
-from tenfold.tracking import client
+from tenfold.errors import TrackingError
+from tenfold.tracking import Explained, client
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 #: Tags of a version: the digest of its weights, and where the encoder that it came from is kept.
@@ -42,11 +42,8 @@ class Registry:
         self._client = client(environment, repeats=5) if patient else client(environment, timeout=3)
 
     def _call(self, doing: str, call: Any, *arguments: Any, **named: Any) -> Any:
-        try:
+        with Explained(f"{doing} '{self.name}' in MLflow's registry"):
             return call(*arguments, **named)
-        except Exception as error:
-            reason = redact(str(error)).strip().split("\n")[0][:300]
-            raise TrackingError(f"{doing} '{self.name}' in MLflow's registry failed: {reason}") from error
 
     def _registered(self, version: Any) -> Registered:
         tags = dict(version.tags or {})

@@ -9,7 +9,7 @@ A stage records through :class:`QueuedTracker`, which never waits for MLflow: wh
 from __future__ import annotations
 
 from tenfold.tracking.client import client
-from tenfold.tracking.failures import DeniedError
+from tenfold.tracking.failures import DeniedError, Explained
 from tenfold.tracking.queued import QueuedTracker
 from tenfold.tracking.resend import send_left
 from tenfold.tracking.runs import (
@@ -26,6 +26,6 @@ from tenfold.tracking.runs import (
 from tenfold.tracking.sender import MlflowTracker
 from tenfold.tracking.tracker import NoTracker, Tracker
 
-__all__ = ["DeniedError", "MlflowTracker", "NoTracker", "QueuedTracker", "TaskEnd", "Tracker", "at_work", "client",
-           "close_runs",
-           "ended_tasks", "latest_tasks", "nested_run", "parent_run", "send_left", "task_run", "tasks_of"]  # fmt: skip
+__all__ = ["DeniedError", "Explained", "MlflowTracker", "NoTracker", "QueuedTracker", "TaskEnd", "Tracker", "at_work",
+           "client", "close_runs", "ended_tasks", "latest_tasks", "nested_run", "parent_run", "send_left", "task_run",
+           "tasks_of"]  # fmt: skip
