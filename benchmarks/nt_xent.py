@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 TIMED, THREADS, WIDTH, TEMPERATURE = 5, 2, 128, 0.1
+#: From so many pairs on, which take long, fewer are timed.
+LARGE, TIMED_LARGE = 16_384, 2
 
 
 def losses(kind: str) -> Callable[[Any, Any], Any]:
@@ -56,7 +58,7 @@ def measure_one(kind: str, pairs: int) -> dict[str, float]:
     loss(*small).backward()  # libraries load what they need
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before, took = resident("VmRSS"), []
-    for number in range(TIMED + 1):
+    for number in range(1 + (TIMED if pairs < LARGE else TIMED_LARGE)):
         start = time.perf_counter()
         loss(*views).backward()
         took.append(time.perf_counter() - start)
@@ -79,10 +81,10 @@ def measure(kind: str, pairs: int) -> dict[str, float]:
     return told
 
 
-def compare(pairs: int, repeats: int) -> list[dict[str, dict[str, float]]]:
-    """Measure the three sides, forwards and backwards in turn; returns what each run gave, side → measurement."""
-    kinds = ("tiled", "matrix", "lightly")
-    return [{kind: measure(kind, pairs) for kind in kinds[:: 1 if turn % 2 else -1]} for turn in range(repeats)]
+def compare(repeats: int, sides: dict[str, int]) -> list[dict[str, dict[str, float]]]:
+    """Measure ``sides``, kind → pairs, forwards and backwards in turn; returns kind → measurement of each run."""
+    order = list(sides)
+    return [{kind: measure(kind, sides[kind]) for kind in order[:: 1 if turn % 2 else -1]} for turn in range(repeats)]
 
 
 if __name__ == "__main__":

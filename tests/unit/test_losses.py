@@ -74,14 +74,16 @@ def plain(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Te
     return F.cross_entropy(one, target) + F.cross_entropy(other, target), (ab.argmax(1) == target).float().mean()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("tile", [3, 8, 512])
 @pytest.mark.parametrize("temperature", [0.002, 0.1, 1.0])
 @pytest.mark.parametrize("count", [1, 2, 8, 21])
 def test_the_tiles_give_the_whole_matrix_loss_and_gradient(
-    monkeypatch: pytest.MonkeyPatch, count: int, temperature: float, tile: int
+    monkeypatch: pytest.MonkeyPatch, count: int, temperature: float, tile: int, threads: int
 ) -> None:
     """In float64; at the lowest temperature rows are shifted one by one."""
     monkeypatch.setattr(tiled, "TILE", tile)
+    torch.set_num_threads(threads)
     pairs = [[draw(count, 5, seed=seed).requires_grad_() for seed in (0, 1)] for _ in range(2)]
     loss, accuracy = nt_xent(*pairs[0], temperature)
     expected, share = plain(*pairs[1], temperature)
@@ -91,6 +93,19 @@ def test_the_tiles_give_the_whole_matrix_loss_and_gradient(
     assert accuracy == share
     for one, other in zip(*pairs, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+    assert torch.get_num_threads() == threads
+
+
+def test_threads_that_share_the_tiles_add_up_to_the_same_bits_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "TILE", 16)
+    torch.set_num_threads(3)
+    found = []
+    for _ in range(5):
+        first, second = (draw(100, 16, seed=seed).float().requires_grad_() for seed in (0, 1))
+        loss, _ = nt_xent(first, second, 0.1)
+        loss.backward()
+        found.append(torch.cat([loss.detach()[None], first.grad.flatten(), second.grad.flatten()]))
+    assert all(torch.equal(other, found[0]) for other in found)
 
 
 def test_autocast_does_not_lower_the_losss_precision() -> None:

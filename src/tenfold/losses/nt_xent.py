@@ -6,18 +6,26 @@ memory grows with the number of views and not with its square.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations_with_replacement
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from tenfold.ranks import all_gather, rank, world_size
 
-#: Rows and columns of a tile: 4 MiB in float32. Smaller ones keep threads waiting for each other.
+#: Rows and columns of a tile: 4 MiB in float32. Of smaller ones the products are slower.
 TILE = 1024
+#: At most so many threads take tiles side by side: each has a tile and a gradient of its own.
+MOST_WORKERS = 8
 #: Up to this range of similarities one shift serves all rows: their exponentials do not vanish in float32.
 _RANGE = 80.0
+
+_Tiles: TypeAlias = Iterator[tuple[slice, slice, Tensor]]
+Part = TypeVar("Part")
 
 
 class NTXent(NamedTuple):
@@ -81,13 +89,19 @@ class _Accuracy:
     """Counts the first views whose positive is the most similar of the second views."""
 
     def __init__(self, z: Tensor) -> None:
-        self._own, self._best = z.new_empty(len(z) // 2), z.new_full((len(z) // 2,), -torch.inf)
+        self._own = z.new_full((len(z) // 2,), -torch.inf)
+        self._best = self._own.clone()
 
     def see(self, rows: slice, tile: Tensor, offset: int) -> None:
         """Take in similarities of first views to second views; the positives are the diagonal at ``offset``."""
         self._best[rows] = torch.maximum(self._best[rows], tile.amax(1))
         own, first = tile.diagonal(offset), rows.start + max(0, -offset)
         self._own[first : first + len(own)] = own
+
+    def join(self, other: _Accuracy) -> None:
+        """Take in what ``other`` saw of the same views."""
+        for mine, found in ((self._own, other._own), (self._best, other._best)):
+            torch.maximum(mine, found, out=mine)
 
     def share(self) -> Tensor:
         return (self._own >= self._best).float().mean()
@@ -99,45 +113,94 @@ class _Triangle(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, temperature: float, weight: float) -> tuple[Tensor, Tensor]:
         scale, half = 1 / temperature, len(z) // 2
-        total, accuracy = z.new_zeros(len(z)), _Accuracy(z)
-        for rows, columns, tile in _Triangle.tiles(z, scale):
-            if rows.start < half <= columns.start:
-                accuracy.see(rows, tile, rows.start + half - columns.start)
-            total[rows] += tile.sum(1)
-            if rows != columns:
-                total[columns] += tile.sum(0)
+
+        def add_up(tiles: _Tiles) -> tuple[Tensor, _Accuracy]:
+            total, accuracy = z.new_zeros(len(z)), _Accuracy(z)
+            for rows, columns, tile in tiles:
+                if rows.start < half <= columns.start:
+                    accuracy.see(rows, tile, rows.start + half - columns.start)
+                total[rows] += tile.sum(1)
+                if rows != columns:
+                    total[columns] += tile.sum(0)
+            return total, accuracy
+
+        (total, accuracy), *others = _Triangle.share_out(z, scale, add_up)
+        for part, seen in others:
+            total += part
+            accuracy.join(seen)
         ctx.save_for_backward(z, total)
         ctx.scale, ctx.weight = scale, weight
-        losses = total.log() + scale - (z * _positives(z)).sum(1) * scale
+        losses = total.log() - (z * _positives(z)).sum(1) * scale
         share = accuracy.share()
         ctx.mark_non_differentiable(share)
         return losses.sum() * weight, share
 
     @staticmethod
-    def tiles(z: Tensor, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield exp((sim - 1)/tau) of each pair of blocks once, 0 for a view with itself; the next overwrites it."""
-        blocks, room = _blocks(len(z)), z.new_empty(TILE * TILE)
-        for place, rows in enumerate(blocks):
-            for columns in blocks[place:]:
+    def share_out(z: Tensor, scale: float, work: Callable[[_Tiles], Part]) -> list[Part]:
+        """Give each of torch's threads tiles of its own, and return what ``work`` made of each thread's share.
+
+        A thread that does a tile's steps one after the other finds the tile in its core's cache and waits for nobody.
+        Which thread takes which tile is fixed, so that the same number of threads adds up to the same bits.
+        """
+        pairs, threads = list(combinations_with_replacement(_blocks(len(z)), 2)), torch.get_num_threads()
+        workers = min(threads, MOST_WORKERS, len(pairs)) if z.device.type == "cpu" else 1
+        made = _Triangle.tiles(z, scale, pairs)
+        if workers == 1:
+            return [work(made(slice(None)))]
+
+        def one(number: int) -> Part:
+            torch.set_num_threads(threads // workers)  # of this thread's operations
+            with torch.no_grad():  # which each thread has for itself as well
+                return work(made(slice(number, None, workers)))
+
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                return list(pool.map(one, range(workers)))
+        finally:
+            torch.set_num_threads(threads)  # of threads that start later
+
+    @staticmethod
+    def tiles(z: Tensor, scale: float, pairs: list[tuple[slice, slice]]) -> Callable[[slice], _Tiles]:
+        """Return a maker of exp(sim/tau) of some pairs of blocks, 0 for a view with itself; each overwrites the last.
+
+        It is taken as a power of 2, for which processors have the faster function. What that asks for is in the rows
+        already, so that no tile is scaled; nor is one shifted, as exp(1/tau) is far from float32's largest number.
+        """
+        down = z * (scale / math.log(2)) ** 0.5
+        across = down.T.contiguous()
+
+        def some(which: slice) -> _Tiles:
+            room = z.new_empty(TILE * TILE)
+            for rows, columns in pairs[which]:
                 shape = (rows.stop - rows.start, columns.stop - columns.start)
                 tile = room[: shape[0] * shape[1]].view(shape)
-                torch.mm(z[rows], z[columns].T, out=tile)
-                tile.sub_(1).mul_(scale).exp_()
+                torch.mm(down[rows], across[:, columns], out=tile)
+                tile.exp2_()
                 if rows == columns:
                     tile.fill_diagonal_(0)
                 yield rows, columns, tile
 
+        return some
+
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         z, total = ctx.saved_tensors
-        share, made, room = ctx.weight / total, torch.zeros_like(z), z.new_empty(TILE * TILE)
-        for rows, columns, tile in _Triangle.tiles(z, ctx.scale):
-            both = room[: tile.numel()].view(tile.shape)
-            torch.add(share[rows, None], share[None, columns], out=both)
-            tile.mul_(both)
-            made[rows].addmm_(tile, z[columns])
-            if rows != columns:
-                made[columns].addmm_(tile.T, z[rows])
+        share = ctx.weight / total
+
+        def add_up(tiles: _Tiles) -> Tensor:
+            made, room = torch.zeros_like(z), z.new_empty(TILE * TILE)
+            for rows, columns, tile in tiles:
+                both = room[: tile.numel()].view(tile.shape)
+                torch.add(share[rows, None], share[None, columns], out=both)
+                tile.mul_(both)
+                made[rows].addmm_(tile, z[columns])
+                if rows != columns:
+                    made[columns].addmm_(tile.T, z[rows])
+            return made
+
+        made, *others = _Triangle.share_out(z, ctx.scale, add_up)
+        for part in others:
+            made += part
         made.sub_(_positives(z), alpha=2 * ctx.weight)
         return made.mul_(ctx.scale * grads[0]), None, None
 
