@@ -321,3 +321,25 @@ def test_a_description_that_fits_no_network_is_refused(saved: Path, change: dict
     (saved / "model.json").write_text(json.dumps({**described, **change}))
     with pytest.raises(DataError):
         load(saved)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6, 8])
+def test_a_strided_pointwise_convolution_has_the_gradients_of_torchs(channels: int) -> None:
+    """Of few channels, last in memory, where oneDNN's own gradient spoils the memory."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, channels, 15, 16, generator=generator, dtype=torch.float64)
+    layer = conv(channels, 2 * channels, 1, 2)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x = images.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        weight = layer.weight.detach().to(dtype).requires_grad_()
+        if dtype == torch.float32:
+            out = torch.func.functional_call(layer, {"weight": weight}, (x,))
+        else:
+            out = torch.nn.functional.conv2d(x, weight, stride=2)  # oneDNN has no float64
+        out.square().sum().backward()
+        assert x.grad is not None
+        assert weight.grad is not None
+        found.append([each.double() for each in (out.detach(), x.grad, weight.grad)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -31,10 +31,24 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     Initialised from a normal of variance 1/fan_in truncated at two standard deviations (TF's
     VarianceScaling(scale=1, fan_in)).
     """
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=False)
+    kind = Pointwise if kernel == 1 and stride > 1 else nn.Conv2d
+    layer = kind(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=False)
     std = (inputs * kernel * kernel) ** -0.5 / 0.87962566103423978
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     return layer
+
+
+class Pointwise(nn.Conv2d):
+    """1x1 convolution with a stride, as one without of every so many pixels: the same numbers.
+
+    oneDNN's gradient of a strided one writes outside its memory on processors with AVX2 and no more, where images have
+    fewer than 8 channels and lie channels-last (oneDNN's issue 6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, F, H/stride, W/stride) of (N, C, H, W)."""
+        down, right = self.stride
+        return F.conv2d(x[:, :, ::down, ::right], self.weight)
 
 
 class SamePool(nn.Module):
