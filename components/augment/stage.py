@@ -143,7 +143,7 @@ def training_need(config: AugmentConfig, device: torch.device) -> float:
     if feeds is None:
         return 0.0
     channels = channels_of(config.evaluation.pixels)
-    model = build_encoder(feeds.network, channels).to(device).train()
+    model = build_encoder(feeds.network, channels, config.image_size).to(device).train()
     shape = (min(feeds.batch_size, _NEED_BATCH), channels, config.image_size, config.image_size)
     views = torch.rand(shape, device=device)
 

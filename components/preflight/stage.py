@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.augment.spec import resolve_backend
-from tenfold.config import Description, HeadConfig, ResNetConfig, RunConfig, changed, channels_of, load_config
+from tenfold.config import (
+    Description,
+    HeadConfig,
+    ResNetConfig,
+    RunConfig,
+    TimmConfig,
+    ViTConfig,
+    changed,
+    channels_of,
+    load_config,
+)
 from tenfold.data.listing import list_images
 from tenfold.data.plan import listing_key
 from tenfold.data.sources import TABLES, open_source
@@ -157,10 +167,15 @@ def with_init(config: RunConfig) -> RunConfig:
             sections["distill"] = {"network": known.network.model_dump()}
     elif config.distill.init == "finetuned":
         raise ConfigError(
-            f"distill.init is finetuned, but the encoder is timm's {known.network.timm}; set distill.init=scratch and "
+            f"distill.init is finetuned, but the encoder is {_kind(known.network)}; set distill.init=scratch and "
             "distill.network"
         )
     return changed(config, sections)
+
+
+def _kind(network: ViTConfig | TimmConfig) -> str:
+    """Return what kind of network it is, in words."""
+    return f"timm's {network.timm}" if isinstance(network, TimmConfig) else f"a transformer ({network.vit})"
 
 
 def _absolute(address: str | None) -> str | None:

@@ -125,6 +125,7 @@ def grown(place: Place) -> Place:
     return place
 
 
+@pytest.mark.slow
 def test_with_no_champion_a_retraining_trains_from_scratch_and_makes_one(place: Place) -> None:
     assert set(place.started("first")) == {*SMALL, *WHOLE, "finish"}
     assert place.encoder("first")["config"]["init"] is None
@@ -134,6 +135,7 @@ def test_with_no_champion_a_retraining_trains_from_scratch_and_makes_one(place: 
     assert (kept / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_with_nothing_new_it_ends_early_and_has_succeeded(place: Place) -> None:
     told = place.retrain("same")
     assert place.started("same") == [*SMALL, "finish"]

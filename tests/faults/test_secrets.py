@@ -66,6 +66,7 @@ def stored(bucket: str) -> list[bytes]:
     return [key.encode() + b"\n" + client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys]
 
 
+@pytest.mark.slow  # part of `make test-faults`
 def test_a_run_with_credentials_in_its_environment_and_addresses_leaves_none_of_them_anywhere(
     environment: dict[str, str], s3: str, home: Path, tmp_path: Path,
     start_mlflow: Callable[[Path, int], subprocess.Popen[bytes]],

@@ -10,7 +10,7 @@ from tenfold.config.augment import AugmentConfig, FeedsConfig
 from tenfold.config.base import Section
 from tenfold.config.data import DataConfig, LabelsConfig, ShrinkConfig, SplitConfig
 from tenfold.config.loading import changed, compose, load_config
-from tenfold.config.networks import Description, HeadConfig, ResNetConfig, TimmConfig
+from tenfold.config.networks import Description, HeadConfig, ResNetConfig, TimmConfig, ViTConfig
 from tenfold.config.presets import About, about_preset, load_preset, preset_names
 from tenfold.config.run import SECTIONS, STAGES, EvaluateConfig, PromoteConfig, RetrainConfig, RunConfig
 from tenfold.config.training import (
@@ -79,6 +79,7 @@ __all__ = [
     "SupervisedConfig",
     "TimmConfig",
     "TrainConfig",
+    "ViTConfig",
     "ViewConfig",
     "about_preset",
     "changed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tenfold.config.base import Section
 from tenfold.config.views import EvalViewConfig, channels_of
@@ -21,6 +21,26 @@ class ResNetConfig(Section):
         True,
         description="blocks start as the identity, as in the papers; a run of some hundred steps does better without",
     )
+
+
+class ViTConfig(Section):
+    """Vision transformer, as MAE and Semi-ViT have it; images must be whole patches."""
+
+    vit: Literal["tiny", "small", "base", "large", "huge"] = Field(description="the papers' sizes; tiny is DeiT's")
+    patch: int = Field(16, ge=1, le=64, description="side of a patch in pixels")
+    pool: Literal["average", "token"] = Field("average", description="features: of the patches' mean, or a class token")
+    positions: Literal["learned", "fixed"] = Field("learned", description="fixed: sines and cosines, never trained")
+    width: int | None = Field(None, ge=4, description="of the tokens, instead of the size's; heads must divide it")
+    depth: int | None = Field(None, ge=1, le=64, description="blocks, instead of the size's")
+    heads: int | None = Field(None, ge=1, description="of the attention, instead of the size's")
+
+    @model_validator(mode="after")
+    def _divides(self) -> ViTConfig:
+        if (self.width or self.heads) and (not self.width or not self.heads):
+            raise ValueError("give width and heads together")
+        if self.width and self.heads and (self.width % 4 or self.width % self.heads):
+            raise ValueError(f"width is {self.width}, which must be a multiple of 4 and of heads={self.heads}")
+        return self
 
 
 class TimmConfig(Section):
@@ -52,7 +72,7 @@ class Description(Section):
     """
 
     kind: Literal["simclr", "classifier"]
-    network: ResNetConfig | TimmConfig
+    network: ResNetConfig | ViTConfig | TimmConfig
     head: HeadConfig | None = None
     layer: int = 0
     classes: list[str] = Field(default_factory=list)

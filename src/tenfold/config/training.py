@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from tenfold.config.base import Positive, Probability, Section, Seed
 from tenfold.config.networks import HeadConfig, ResNetConfig
 
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Section):
-    """Optimizer and its schedule: linear warm-up, then a cosine to zero."""
+    """Optimizer and its schedule: linear warm-up, then a cosine to ``least``."""
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
     learning_rate: Positive = 0.3
@@ -20,6 +22,10 @@ class OptimizerConfig(Section):
     )
     momentum: Probability = 0.9
     weight_decay: float = Field(1e-4, ge=0)
+    betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="of adamw")
+    decay_classifier: bool = Field(False, description="adamw's weight decay is for the classifier's kernel as well")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor of the learning rate from a layer to the one below")
+    least: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
     warmup: Probability = Field(0.05, description="share of the steps")
     warmup_epochs: float | None = Field(None, ge=0, description="instead of the share")
 

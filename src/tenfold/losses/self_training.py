@@ -16,19 +16,19 @@ class PseudoLabelLoss(NamedTuple):
     share: Tensor
 
 
-def pseudo_label_loss(student: Tensor, teacher: Tensor, threshold: float) -> PseudoLabelLoss:
-    r"""Cross-entropy against the teacher's most likely class, where the teacher is confident.
+def pseudo_label_loss(student: Tensor, targets: Tensor, confidence: Tensor, threshold: float) -> PseudoLabelLoss:
+    r"""Cross-entropy against the teacher's guesses, of the images of which it is sure, as a mean over all.
 
-    .. math:: L_u = \frac1N \sum_i 1[\max_y q_i(y) \ge \tau] \cdot -\log p_i(\arg\max_y q_i(y))
+    .. math:: L_u = -\frac1N \sum_i 1[c_i \ge \tau] \sum_y q_i(y) \log p_i(y)
 
     Args:
         student: logits (N, C) of the strong views.
-        teacher: probabilities (N, C) of the weak views.
+        targets: pseudo-labels (N,), or soft targets q (N, C).
+        confidence: c (N,) of the teacher.
         threshold: tau. With no confident image the loss is 0 and finite.
     """
-    confidence, label = teacher.max(1)
     mask = (confidence >= threshold).to(student.dtype)
-    return PseudoLabelLoss((F.cross_entropy(student, label, reduction="none") * mask).mean(), mask.mean())
+    return PseudoLabelLoss((F.cross_entropy(student, targets, reduction="none") * mask).mean(), mask.mean())
 
 
 def align(probabilities: Tensor, running: Tensor, prior: Tensor) -> Tensor:

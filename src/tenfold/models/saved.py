@@ -13,28 +13,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tenfold.config import Description, ResNetConfig, TimmConfig
+from tenfold.config import Description, ResNetConfig, TimmConfig, ViTConfig
 from tenfold.errors import DataError
 from tenfold.fingerprint import file_digest
 from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.models.timm_encoder import TimmEncoder
+from tenfold.models.vit import ViT
 from tenfold.ranks import rank, whole
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-def build_encoder(network: ResNetConfig | TimmConfig, channels: int = 3) -> Encoder:
-    """Return a fresh encoder of images with that many channels; timm's take three."""
+def build_encoder(network: ResNetConfig | ViTConfig | TimmConfig, channels: int = 3, image_size: int = 224) -> Encoder:
+    """Return a fresh encoder of images with that many channels; timm's take three, transformers one ``image_size``.
+
+    Raises:
+        DataError: timm has no such network, or images are no whole patches.
+    """
     if isinstance(network, TimmConfig):
         return TimmEncoder(network.timm)
+    if isinstance(network, ViTConfig):
+        if image_size % network.patch:
+            raise DataError(f"images of side {image_size} are no whole patches of {network.patch} pixels")
+        return ViT(**network.model_dump(), channels=channels, image_size=image_size)
     return ResNet(**network.model_dump(), channels=channels)
 
 
 def build(description: Description) -> SimCLRModel | Classifier:
     """Return a fresh network of that description."""
-    encoder = build_encoder(description.network, description.channels)
+    encoder = build_encoder(description.network, description.channels, description.image_size)
     head = None
     if description.head is not None:
         head = ProjectionHead(encoder.features, **description.head.model_dump())
@@ -71,7 +80,7 @@ def load(folder: Path) -> tuple[SimCLRModel | Classifier, Description]:
         description = Description.model_validate_json((folder / DESCRIPTION).read_bytes())
         if description.weights != file_digest(folder / WEIGHTS):
             raise DataError(f"the weights in {folder} are not those that {DESCRIPTION} names; fetch them again")
-        with torch.device("meta" if isinstance(description.network, ResNetConfig) else "cpu"):
+        with torch.device("cpu" if isinstance(description.network, TimmConfig) else "meta"):
             model = build(description)
         model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
     except (ValidationError, SafetensorError) as error:

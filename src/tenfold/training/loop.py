@@ -16,7 +16,7 @@ from tenfold.augment.stream import Batch, ViewStream
 from tenfold.config import Length, TrainConfig
 from tenfold.errors import InterruptedTrainingError, NonFiniteError
 from tenfold.fingerprint import canonical_json
-from tenfold.optim.build import build_optimizer, peak_rate, rate_at
+from tenfold.optim.build import build_optimizer, peak_rate, rate_at, set_rate
 from tenfold.ranks import any_of, from_first, mean, rank, world_size
 from tenfold.training.checkpoint import Checkpoint, Checkpoints
 from tenfold.training.objectives import Objective
@@ -81,8 +81,7 @@ def fit(
         replica.take(way)
         curves, began, last_saved = _Curves(training, steps, work, phase), time.monotonic(), time.monotonic()
         for step in range(start, steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, length, peak)
+            set_rate(optimizer, rate_at(step, length, peak, config.optimizer.least))
             batches = next(feed)
             optimizer.zero_grad(set_to_none=True)
             figures = replica.backward(batches)
@@ -180,7 +179,7 @@ class _Curves:
         if point or observed:
             stacked = torch.stack([torch.stack([seen[key].double() for key in figures]) for seen in training.window])
             means = dict(zip(figures, mean(stacked.mean(0)).tolist(), strict=True))
-            means |= {"learning_rate": training.optimizer.param_groups[0]["lr"], **observed}
+            means |= {"learning_rate": max(group["lr"] for group in training.optimizer.param_groups), **observed}
             training.history.append({"step": step, **means})
             training.window = []
             work.tracker.metrics(means, step)

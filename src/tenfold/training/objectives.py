@@ -267,7 +267,8 @@ class SelfTraining(_Averaged):
         logits = _logits(self.model, torch.cat([labelled.views[0], strong]))
         known, unknown = logits[: len(labels)], logits[len(labels) :]
         supervised = F.cross_entropy(known, labels)
-        pseudo, share = pseudo_label_loss(unknown, guess, self.threshold)
+        sure, labels_guessed = guess.max(1)
+        pseudo, share = pseudo_label_loss(unknown, labels_guessed, sure, self.threshold)
         with torch.no_grad():
             self.confident.add_(mean(share))
         agreement = (unknown.argmax(1) == guess.argmax(1)).float().mean()
