@@ -86,6 +86,7 @@ def test_damaged_files_are_quarantined_with_their_reasons_and_the_run_completes(
     assert "deep.png" not in local["report"]
 
 
+@pytest.mark.slow
 def test_the_same_images_on_s3_give_the_same_dataset_digest_and_the_same_student(
     local: dict[str, Any], images: Path, s3: str, tmp_path: Path
 ) -> None:

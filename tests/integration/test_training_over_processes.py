@@ -39,6 +39,7 @@ def assert_close(a: Task, b: Task, tolerance: float) -> None:
         torch.testing.assert_close(others[name], tensor, rtol=0, atol=100 * tolerance, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does_and_spread_parameters_change_nothing(
     digits: Dataset, made: Made, tmp_path: Path
 ) -> None:
