@@ -20,7 +20,7 @@ import numpy as np
 
 TIMED, THREADS, WIDTH, TEMPERATURE = 5, 2, 128, 0.1
 #: From so many pairs on, which take long, fewer are timed.
-LARGE, TIMED_LARGE = 16_384, 2
+MANY, TIMED_OF_MANY = 16_384, 2
 
 
 def losses(kind: str) -> Callable[[Any, Any], Any]:
@@ -58,7 +58,7 @@ def measure_one(kind: str, pairs: int) -> dict[str, float]:
     loss(*small).backward()  # libraries load what they need
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before, took = resident("VmRSS"), []
-    for number in range(1 + (TIMED if pairs < LARGE else TIMED_LARGE)):
+    for number in range(1 + (TIMED if pairs < MANY else TIMED_OF_MANY)):
         start = time.perf_counter()
         loss(*views).backward()
         took.append(time.perf_counter() - start)

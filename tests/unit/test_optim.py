@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tenfold.config import Length, OptimizerConfig
+from tenfold.errors import ConfigError
+from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.optim.build import build_optimizer, peak_rate, rate_at
@@ -144,6 +146,31 @@ def test_each_optimizer_decays_what_the_official_code_decays(name: str, decayed:
         assert group.get("adapt", kind == "kernels") == (kind == "kernels")
         found |= names
     assert found == everything
+
+
+def test_layers_of_a_resnet_learn_slower_the_further_they_are_from_the_head() -> None:
+    encoder = ResNet(10, 0.125)
+    model = Classifier(encoder, None, 0, 5)
+    optimizer = build_optimizer(OptimizerConfig(name="adamw", layer_decay=0.5, learning_rate=1.0), [model], 64)
+    rates = {
+        name: group["lr"]
+        for group, names in zip(optimizer.param_groups, names_by_group(optimizer, model), strict=True)
+        for name in names
+    }
+    assert (rates["linear.weight"], rates["encoder.stem.0.0.weight"]) == (1.0, 0.5**5)
+    for number in range(4):
+        found = {rate for name, rate in rates.items() if name.startswith(f"encoder.groups.{number}.")}
+        assert found == {0.5 ** (4 - number)}
+
+
+def test_rates_by_layer_are_refused_for_an_encoder_that_counts_none() -> None:
+    class Plain(Encoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.dense = 4, nn.Linear(3, 4)
+
+    with pytest.raises(ConfigError, match="layer_decay needs a network whose layers are known"):
+        build_optimizer(OptimizerConfig(layer_decay=0.5), [Classifier(Plain(), None, 0, 2)], 64)
 
 
 def test_the_head_s_fixed_offset_is_not_given_to_the_optimizer() -> None:

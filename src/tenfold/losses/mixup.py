@@ -107,9 +107,9 @@ def mix_labelled(
     cut = bool(torch.rand(()) < 0.5) if both else cutmix > 0
     alpha = torch.tensor(cutmix if cut else mixup)
     share = torch.distributions.Beta(alpha, alpha).sample().to(images.device)
-    draws = draw(images[:1], float(cut))
     back = torch.arange(len(images) - 1, -1, -1, device=images.device)
-    alike = Draws(back, draws.cut.expand(len(images)), draws.centre.expand(len(images), 2))
+    centre = draw(images[:1], 0.0).centre.expand(len(images), 2)
+    alike = Draws(back, torch.full_like(back, cut, dtype=torch.bool), centre)
     mixed = mix(images, share.expand(len(images)), alike)
     return mixed.images, mixed_targets(targets, mixed.share, back)
 

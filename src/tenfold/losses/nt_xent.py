@@ -163,19 +163,18 @@ class _Triangle(torch.autograd.Function):
     def tiles(z: Tensor, scale: float, pairs: list[tuple[slice, slice]]) -> Callable[[slice], _Tiles]:
         """Return a maker of exp(sim/tau) of some pairs of blocks, 0 for a view with itself; each overwrites the last.
 
-        It is taken as a power of 2, for which processors have the faster function. What that asks for is in the rows
-        already, so that no tile is scaled; nor is one shifted, as exp(1/tau) is far from float32's largest number.
+        It is taken as a power of 2, for which processors have the faster function. None is shifted, as exp(1/tau) is
+        far from float32's largest number.
         """
-        down = z * (scale / math.log(2)) ** 0.5
-        across = down.T.contiguous()
+        across = z.T.contiguous()
 
         def some(which: slice) -> _Tiles:
             room = z.new_empty(TILE * TILE)
             for rows, columns in pairs[which]:
                 shape = (rows.stop - rows.start, columns.stop - columns.start)
                 tile = room[: shape[0] * shape[1]].view(shape)
-                torch.mm(down[rows], across[:, columns], out=tile)
-                tile.exp2_()
+                torch.mm(z[rows], across[:, columns], out=tile)
+                tile.mul_(scale / math.log(2)).exp2_()
                 if rows == columns:
                     tile.fill_diagonal_(0)
                 yield rows, columns, tile

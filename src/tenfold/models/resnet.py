@@ -190,7 +190,12 @@ class ResNet(Encoder):
                 inputs = inner * (4 if bottleneck else 1)
             groups.append(nn.Sequential(*layers))
         self.groups = nn.Sequential(*groups)
-        self.features = inputs
+        self.features, self.layers = inputs, len(groups) + 2
+
+    def layer_of(self, name: str) -> int:
+        """See :class:`Encoder`: the stem is layer 0, then a layer a group."""
+        parts = name.split(".")
+        return int(parts[1]) + 1 if parts[0] == "groups" else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the spatial mean of the last group's output."""

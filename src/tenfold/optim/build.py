@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from tenfold.config import Length, OptimizerConfig
+from tenfold.errors import ConfigError
 from tenfold.models.encoder import Encoder
 from tenfold.optim.lars import LARS
 
@@ -53,6 +54,9 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], batch
 
     With ``layer_decay`` d, layer l of an encoder of L learns at :math:`d^{L-1-l}` of the rate (BEiT, MAE); each group
     has that share as ``share``, for :func:`set_rate`.
+
+    Raises:
+        ConfigError: ``layer_decay`` of an encoder that counts no layers.
     """
     groups: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
     for module in modules:
@@ -95,6 +99,8 @@ class _Names:
         """Return how many layers lie above a parameter's, to the head, which has none above."""
         if self._encoder is None or not name.startswith(self._prefix):
             return 0
+        if self._encoder.layers == 1:
+            raise ConfigError("optimizer.layer_decay needs a network whose layers are known; a timm encoder's are not")
         return self._encoder.layers - 1 - self._encoder.layer_of(name.removeprefix(self._prefix))
 
     def kind(self, name: str, parameter: nn.Parameter) -> str:
