@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -21,7 +22,7 @@ def write_result(name: str, result: dict[str, Any], commit: str) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     about = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "commit": commit,
-             "machine": _machine()}  # fmt: skip
+             "machine": machine()}  # fmt: skip
     path.write_text(json.dumps({**about, **result}, indent=1) + "\n")
     return path
 
@@ -36,7 +37,8 @@ def current_commit() -> str:
     return git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else "")
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Return what the benchmark runs on."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -44,7 +46,7 @@ def _machine() -> dict[str, Any]:
         model = names[0] if names else model
     packages = ("torch", "torchvision", "nvidia-dali-cuda130", "scikit-learn", "kfp", "mlflow")
     return {
-        "processor": model, "cores": psutil.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "processor": model, "capability": torch.backends.cpu.get_cpu_capability(), "cores": psutil.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(), "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
     }  # fmt: skip

@@ -25,7 +25,7 @@ import nt_xent
 import numpy as np
 from data import dataset_of, files_of, unpack
 from peer import Peer
-from record import RESULTS, current_commit, write_result
+from record import RESULTS, current_commit, machine, write_result
 from steps import THREADS, Side
 
 from tenfold.environment import allocator
@@ -217,10 +217,11 @@ def images_of(folder: Path) -> Path:
 
 
 def kept(only: list[str]) -> dict[str, Any]:
-    """Return the parts of the result file that are not measured now; each says which commit and command gave it."""
+    """Return the parts of the result file that are not measured now; each says which commit and machine gave it."""
     path = RESULTS / "train.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
-    return {key: before[key] for part, keys in KEYS.items() if part not in only for key in keys if key in before}
+    left = [key for part, keys in KEYS.items() if part not in only for key in keys if key in before]
+    return {key: {"machine": before["machine"], **before[key]} for key in left}
 
 
 def main() -> None:
@@ -247,7 +248,13 @@ def main() -> None:
     )
     for name in options.only:
         print(name, flush=True)
-        about = {"commit": commit, "repeats": options.repeats, "warm": options.warm, "timed": options.timed}
+        about = {
+            "commit": commit,
+            "machine": machine(),
+            "repeats": options.repeats,
+            "warm": options.warm,
+            "timed": options.timed,
+        }
         result |= {key: {**about, **found} for key, found in PARTS[name](place).items()}
         told = {"what": __doc__, "threads": THREADS, **result}
         path = write_result("train", told, commit)  # an interrupted benchmark goes on by --only
