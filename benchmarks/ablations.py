@@ -90,7 +90,7 @@ class Bench:
                 f"pretrain.network.width={width}", f"distill.network.width={width}",
             )  # fmt: skip
             dataset, specs, work = self.parts(config, f"pretrain-{heads}-{width}")
-            views = (specs.contrastive.encoded(), specs.evaluation.encoded())
+            views = (specs.pretrain.encoded(), specs.evaluation.encoded())
             stage.run(config.pretrain, stage.Inputs(dataset.uri, *views), stage.Outputs(folder), work)
             return {}
 

@@ -130,7 +130,7 @@ def pretrain_encoder(grid: Grid) -> None:
     start = time.monotonic()
     dataset, work = shard(grid, "pretrain", "encoder", config, Environment.read().threads)
     specs = resolve_specs(config.augment)
-    inputs = pretrain.Inputs(dataset.uri, specs.contrastive.encoded(), specs.evaluation.encoded())
+    inputs = pretrain.Inputs(dataset.uri, specs.pretrain.encoded(), specs.evaluation.encoded())
     pretrain.run(config.pretrain, inputs, pretrain.Outputs(grid.encoder), work)
     history = json.loads((grid.encoder / "history.json").read_text())
     watched = [point for point in history if "knn_accuracy" in point]

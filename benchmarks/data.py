@@ -126,7 +126,7 @@ def contrastive(preset: str) -> Any:
     from tenfold.config import load_config
 
     assignments = ["data.source=digits", *EXACT.get(preset, [])]
-    return resolve_specs(load_config(preset, assignments=assignments).augment).contrastive
+    return resolve_specs(load_config(preset, assignments=assignments).augment).pretrain
 
 
 def views_ours(folder: Path, preset: str, batch: int) -> float:

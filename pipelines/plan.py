@@ -41,11 +41,12 @@ def wiring(config: RunConfig, dataset: Dataset | None) -> dict[str, dict[str, st
     evaluation = views["evaluation"]
     return {
         "augment": {"dataset": data},
-        "pretrain": {"dataset": unlabelled, "watched": watched, "views": views["contrastive"],
+        "pretrain": {"dataset": unlabelled, "watched": watched, "views": views["pretrain"],
                      "evaluation": evaluation},
         "baseline": {"dataset": data, "views": views["baseline"], "evaluation": evaluation},
         "finetune": {"dataset": data, "views": views["finetune"], "evaluation": evaluation, "encoder": "<pretrain>"},
-        "self_train": {"dataset": data, "weak": views["weak"], "strong": views["strong"], "teacher": "<finetune>"},
+        "self_train": {"dataset": data, "weak": views["weak"], "strong": views["strong"], "evaluation": evaluation,
+                       "teacher": "<finetune>", "encoder": "<pretrain>"},
         "pseudo_label": {"dataset": data, "weak": views["weak"], "evaluation": evaluation, "teacher": "<self_train>",
                          "finetuned": "<finetune>", "encoder": "<pretrain>"},
         "distill": {"dataset": data, "views": views["distill"], "evaluation": evaluation,

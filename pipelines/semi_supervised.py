@@ -39,6 +39,7 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
         labels_file: str = "",
         test_fraction: str = "",
         image_size: str = "",
+        method: str = "",
         teacher_depth: str = "",
         teacher_width: str = "",
         pretrain_epochs: str = "",
@@ -68,7 +69,8 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
             labels_file: List of the labelled images' paths, instead of a number or share.
             test_fraction: Share of the labelled source set apart for testing, if it brings no test split.
             image_size: Side of a view in pixels.
-            teacher_depth: Depth of the teacher's ResNet, e.g. 18 or 50.
+            method: simclrv2 (a student is distilled) or semi_vit (the self-trained teacher is the result).
+            teacher_depth: Depth of the teacher's network, e.g. 18 or 50 of a ResNet.
             teacher_width: Multiplier of the teacher's channel counts.
             pretrain_epochs: Length of SimCLR pretraining.
             temperature: Temperature of the contrastive loss.
@@ -90,7 +92,8 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
             ready = preflight(
                 preset=preset, overrides=overrides, name=name, source=source, annotations=annotations,
                 labels_per_class=labels_per_class, labels_fraction=labels_fraction, labels_file=labels_file,
-                test_fraction=test_fraction, seed=seed, image_size=image_size, teacher_depth=teacher_depth,
+                test_fraction=test_fraction, seed=seed, image_size=image_size, method=method,
+                teacher_depth=teacher_depth,
                 teacher_width=teacher_width, pretrain_epochs=pretrain_epochs, temperature=temperature,
                 finetune_steps=finetune_steps, self_train_on=self_train_on, threshold=threshold,
                 student_depth=student_depth, student_width=student_width, distill_epochs=distill_epochs,

@@ -102,7 +102,7 @@ class Stages:
             config=config["pretrain"],
             dataset=data["unlabelled"],
             watched=data["watched"],
-            views=views["contrastive"],
+            views=views["pretrain"],
             evaluation=views["evaluation"],
         ).outputs["encoder"]
         tuned = self._finetune(
@@ -114,7 +114,9 @@ class Stages:
             dataset=dataset,
             weak=views["weak"],
             strong=views["strong"],
+            evaluation=views["evaluation"],
             teacher=tuned,
+            encoder=encoder,
         ).outputs["better"]
         soft_labels = self._pseudo_label(
             config=config["pseudo_label"], dataset=dataset, weak=views["weak"], evaluation=views["evaluation"],

@@ -72,8 +72,8 @@ class Task:
         parameters: dict[str, str | None] = {"dataset": self.dataset.uri}
         artifacts: dict[str, Path] = {}
         if self.name == "self_train":
-            parameters |= {"weak": view, "strong": view}
-            artifacts = {"teacher": self.made.finetuned}
+            parameters |= {"weak": view, "strong": view, "evaluation": plain}
+            artifacts = {"teacher": self.made.finetuned, "encoder": self.made.encoder}
         else:
             parameters |= {"views": view, "evaluation": plain}
         if self.name == "finetune":

@@ -10,7 +10,7 @@ def augment(
 ) -> NamedTuple(
     "Views",
     [
-        ("contrastive", str), ("weak", str), ("strong", str), ("evaluation", str), ("baseline", str),
+        ("pretrain", str), ("weak", str), ("strong", str), ("evaluation", str), ("baseline", str),
         ("finetune", str), ("distill", str),
     ],
 ):  # fmt: skip

@@ -58,7 +58,7 @@ class Outputs:
 class Views(NamedTuple):
     """Each view's canonical specification, for the stages that use it."""
 
-    contrastive: str
+    pretrain: str
     weak: str
     strong: str
     evaluation: str
@@ -67,7 +67,7 @@ class Views(NamedTuple):
     distill: str
 
 
-_SHOWN_VIEWS = ("contrastive", "weak", "strong", "evaluation")
+_SHOWN_VIEWS = ("pretrain", "weak", "strong", "evaluation")
 
 
 def run(config: AugmentConfig, inputs: Inputs, outputs: Outputs, work: Work) -> Views:
@@ -79,7 +79,7 @@ def run(config: AugmentConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     named = {name: getattr(specs, name) for name in Views._fields}
     hashes = {name: spec.hash for name, spec in named.items()}
     statistics = channel_statistics(reader, config.evaluation.pixels)
-    rate = throughput(reader, specs.contrastive, device, work)
+    rate = throughput(reader, specs.pretrain, device, work)
     shown = {name: named[name] for name in _SHOWN_VIEWS}
     sheet = contact_sheet(reader, shown, device, work)
     sheet.save(outputs.views / "preview.png")
@@ -123,7 +123,7 @@ def channel_statistics(reader: SplitReader, kind: PixelsConfig | None) -> dict[s
 
 
 def throughput(reader: SplitReader, spec: ViewSpec, device: torch.device, work: Work) -> float:
-    """Return contrastive views a second, two an image, measured for about a second after a warm-up."""
+    """Return pretraining's views a second, two an image, measured for about a second after a warm-up."""
     batch = min(256, len(reader))
     stream = ViewStream(reader, [spec, spec], batch, 0, device, work.environment.threads)
     next(stream)
@@ -167,7 +167,7 @@ def training_need(config: AugmentConfig, device: torch.device) -> float:
 
 def check_flip(config: AugmentConfig, reader: SplitReader, spec: ViewSpec, work: Work) -> tuple[str, Recognised] | None:
     """Return what speaks against mirroring, where the labelled images do; ``spec`` is the evaluation's view."""
-    views = {"contrastive": config.contrastive, "weak": config.weak, "strong": config.strong}
+    views = {config.pretrain: getattr(config, config.pretrain), "weak": config.weak, "strong": config.strong}
     users = [f"augment.{name}.flip" for name, view in views.items() if view.flip > 0]
     images, labels = _labelled(reader, spec, work)
     found = recognised(images, images.flip(3), labels)

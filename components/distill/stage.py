@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.models.heads import Classifier
 from tenfold.models.saved import build, load_classifier
-from tenfold.ranks import share, world_size
+from tenfold.ranks import rank, share, world_size
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
 from tenfold.training.objectives import Distillation
@@ -56,9 +57,16 @@ class Outputs:
 def run(config: DistillConfig, inputs: Inputs, outputs: Outputs, work: Work) -> None:
     """Train a student on soft labels, or on the live teacher's view of the very same pixels.
 
+    Where ``config.enabled`` is false the teacher is passed on as the student.
+
     Raises:
         DataError: a classifier's classes, or what the soft labels were made for, are not the data set's.
     """
+    if config.enabled is False:
+        work.reporter.note("switched off; the teacher is the student")
+        if rank() == 0:
+            shutil.copytree(inputs.teacher, outputs.student, dirs_exist_ok=True)
+        return
     device = prepare(work.environment)
     seed, threads = config.seed or 0, work.environment.threads
     spec, evaluation = parse_spec(inputs.views), parse_spec(inputs.evaluation)

@@ -29,7 +29,7 @@ from tenfold.execution import read_lineage
 from tenfold.fingerprint import digest
 from tenfold.models.heads import Classifier
 from tenfold.models.resnet import count_parameters
-from tenfold.models.saved import load, load_classifier
+from tenfold.models.saved import load_classifier, load_pretrained
 from tenfold.report.render import render
 from tenfold.training.device import prepare
 from tenfold.work import Work
@@ -169,7 +169,7 @@ def _measure(
     device: torch.device, work: Work,
 ) -> tuple[list[Rung], bool]:  # fmt: skip
     """Return every rung, and whether the probes saw a part of the training images only."""
-    pretrained, _ = load(inputs.encoder)
+    pretrained, _ = load_pretrained(inputs.encoder)
     encoder = pretrained.encoder
     encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"encoder": encoder}
@@ -230,18 +230,20 @@ def _networks(
 ) -> dict[str, tuple[str, Classifier, float]]:
     """Return each classifier's title, network and seconds of everything that it needs, by rung."""
     pretrain, finetune = _seconds(inputs.encoder), _seconds(inputs.finetuned)
-    self_trained = bool(read_lineage(inputs.teacher)["config"]["enabled"])
+    self_trained, distilled = _trained(inputs.teacher), _trained(inputs.student)
     teacher = _seconds(inputs.teacher) if self_trained else 0.0
+    made = _seconds(inputs.soft_labels) + _seconds(inputs.student) if distilled else 0.0
+    served = f"{'self-trained' if self_trained else 'fine-tuned'} teacher, which is served"
     rungs = [
         ("baseline", "the student's network on the labels alone", inputs.baseline, _seconds(inputs.baseline)),
         ("finetuned", "fine-tuned teacher", inputs.finetuned, pretrain + finetune),
         ("self_trained", "self-trained teacher", inputs.teacher, pretrain + finetune + teacher),
-        ("student", "distilled student", inputs.student,
-         pretrain + finetune + teacher + _seconds(inputs.soft_labels) + _seconds(inputs.student)),
+        ("student", "distilled student" if distilled else served, inputs.student,
+         pretrain + finetune + teacher + made),
     ]  # fmt: skip
     found = {}
     for name, title, folder, seconds in rungs:
-        if name == "self_trained" and not self_trained:
+        if name == "self_trained" and not (self_trained and distilled):
             continue
         model, description = load_classifier(folder)
         if description.classes != dataset.manifest.classes:
@@ -256,6 +258,11 @@ def _seconds(folder: Path) -> float:
     return float(read_lineage(folder)["seconds"])
 
 
+def _trained(folder: Path) -> bool:
+    """Return whether the stage that made it trained anything, or was switched off."""
+    return read_lineage(folder)["config"].get("enabled") is not False
+
+
 def _stage(folder: Path) -> str:
     return str(read_lineage(folder)["stage"])
 
@@ -267,9 +274,8 @@ def run_name(work: Work) -> str:
 
 
 def _curves(inputs: Inputs) -> dict[str, Any]:
-    folders = [inputs.encoder, inputs.baseline, inputs.finetuned, inputs.student]
-    if read_lineage(inputs.teacher)["config"]["enabled"]:
-        folders.insert(3, inputs.teacher)
+    folders = [inputs.encoder, inputs.baseline, inputs.finetuned]
+    folders += [folder for folder in (inputs.teacher, inputs.student) if _trained(folder)]
     return {_stage(folder): json.loads((folder / "history.json").read_text()) for folder in folders}
 
 

@@ -14,7 +14,8 @@ from tenfold.config import BaselineConfig, Description, FinetuneConfig, ResNetCo
 from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.models.heads import Classifier, SimCLRModel
-from tenfold.models.saved import build, load
+from tenfold.models.saved import build, load_pretrained
+from tenfold.models.vit import set_drop_path
 from tenfold.ranks import share, world_size
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
@@ -65,23 +66,26 @@ def run(config: SupervisedConfig, inputs: Inputs, outputs: Outputs, work: Work) 
             network=config.network or ResNetConfig(), head=config.head, layer=config.from_head_layer, **common
         )
     else:
-        pretrained, origin = load(inputs.encoder)
-        assert isinstance(pretrained, SimCLRModel)
+        pretrained, origin = load_pretrained(inputs.encoder)
         assert isinstance(config, FinetuneConfig)
         description = Description(network=origin.network, head=origin.head, layer=config.from_head_layer, **common)
     model = build(description)
     assert isinstance(model, Classifier)
     if inputs.encoder is not None:
         model.encoder.load_state_dict(pretrained.encoder.state_dict())
-        if model.head is not None and pretrained.head is not None:
+        if model.head is not None and isinstance(pretrained, SimCLRModel):
             kept = model.head.state_dict()
             model.head.load_state_dict({k: v for k, v in pretrained.head.state_dict().items() if k in kept})
         assert isinstance(config, FinetuneConfig)
         if config.frozen:
             model.freeze()
+    set_drop_path(model, config.drop_path)
     config = config.cut(len(reader), world_size())
     batch = share(config.batch_size, f"{work.stage}.batch_size", config.accumulate)
     stream = partial(ViewStream, reader, [spec], batch, seed, device, work.environment.threads)
-    objective = Supervised(model, torch.from_numpy(reader.labels()), config.label_smoothing, config.average)
+    objective = Supervised(
+        model, torch.from_numpy(reader.labels()), config.label_smoothing, config.average, mixup=config.mixup,
+        cutmix=config.cutmix,
+    )  # fmt: skip
     history = fit(objective, {"labelled": stream}, config, config.length(len(reader)), device, work, reader.classes)
     save_result(outputs.classifier, objective.result(), description, history, work)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tenfold.components.preflight.stage import Request, begin, with_init
-from tenfold.config import Description, PretrainConfig, RunConfig, changed, channels_of
+from tenfold.config import Description, PretrainConfig, RunConfig, ViTConfig, changed, channels_of
 from tenfold.environment import Environment
 from tenfold.errors import StorageError
 from tenfold.progress import Reporter
@@ -76,6 +76,8 @@ def warmed(config: RunConfig, champion: Registered | None) -> tuple[RunConfig, s
 
 def _obstacle(config: RunConfig, address: str) -> str:
     """Return why pretraining cannot start from the encoder at ``address``; empty where it can."""
+    if not config.pretrain.enabled:
+        return "pretrain.enabled is false"
     if not address:
         return f"the champion has no tag {ENCODER_TAG}"
     store = open_store(address, patient=False)
@@ -85,8 +87,13 @@ def _obstacle(config: RunConfig, address: str) -> str:
         known = Description.model_validate_json(store.read("model.json"))
     except (ValidationError, StorageError) as error:
         return f"the champion's encoder in {address} cannot be read: {str(error).splitlines()[0]}"
-    if known.network != config.pretrain.network or known.head != config.pretrain.head:
-        return "pretrain.network or pretrain.head is another than the champion's"
+    masks = config.pretrain.method == "mae"
+    if known.kind != config.pretrain.method or known.network != config.pretrain.network:
+        return "pretrain.method or pretrain.network is another than the champion's"
+    if (known.decoder != config.pretrain.mae.decoder) if masks else (known.head != config.pretrain.head):
+        return f"pretrain.{'mae.decoder' if masks else 'head'} is another than the champion's"
+    if isinstance(known.network, ViTConfig) and known.image_size != config.augment.image_size:
+        return "augment.image_size is another than the champion's"
     if known.channels != channels_of(config.data.pixels):
         return "data.pixels.channels is another than the champion's"
     return ""

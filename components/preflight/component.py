@@ -17,6 +17,7 @@ def preflight(
     test_fraction: str,
     seed: str,
     image_size: str,
+    method: str,
     teacher_depth: str,
     teacher_width: str,
     pretrain_epochs: str,

@@ -52,6 +52,7 @@ FORM = {
     "test_fraction": "data.split.test_fraction",
     "seed": "seed",
     "image_size": "augment.image_size",
+    "method": "method",
     "teacher_depth": "pretrain.network.depth",
     "teacher_width": "pretrain.network.width",
     "pretrain_epochs": "pretrain.epochs",
@@ -73,7 +74,7 @@ RETRAIN_FORM = {
     "pretrain_share": "retrain.pretrain_share",
 }
 #: Places that take text, in which YAML would find comments, numbers and booleans; the others' values are YAML.
-TEXTS = frozenset({"name", "data.source", "data.annotations", "data.labels.file", "promote.model"})
+TEXTS = frozenset({"name", "method", "data.source", "data.annotations", "data.labels.file", "promote.model"})
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def with_init(config: RunConfig) -> RunConfig:
         raise DataError(f"pretrain.init.path: {path} holds a description and no weights (model.safetensors)")
     if "://" not in path and file_digest(Path(path) / "model.safetensors") != known.weights:
         raise DataError(f"pretrain.init.path: the weights in {path} are not those that its model.json names")
-    if known.kind != "simclr":
+    if known.kind == "classifier":
         raise DataError(f"pretrain.init.path: {path} holds a classifier; an encoder is needed")
     channels = channels_of(config.data.pixels)
     if known.channels != channels:
@@ -161,21 +162,46 @@ def with_init(config: RunConfig) -> RunConfig:
     if init.skip or (known.head is not None and known.head.layers):
         pretrain["head"] = (known.head or HeadConfig(layers=0)).model_dump()
     sections = {"pretrain": pretrain}
-    if isinstance(known.network, ResNetConfig):
+    if isinstance(known.network, ViTConfig) and known.image_size != config.augment.image_size:
+        raise ConfigError(
+            f"pretrain.init.path: {path} is a transformer for images of side {known.image_size}, and "
+            f"augment.image_size is {config.augment.image_size}; `tenfold import-checkpoint --image-size` makes one "
+            "for another side"
+        )
+    if config.pretrain.method == "mae" and not init.skip and not isinstance(known.network, ViTConfig):
+        raise ConfigError(
+            f"pretrain.method is mae, which needs a transformer, and {path} holds {_kind(known.network)}; take it as "
+            "it is (pretrain.init.skip=true), or train it on with pretrain.method=simclr"
+        )
+    if not isinstance(known.network, TimmConfig):
         pretrain["network"] = known.network.model_dump()
         if config.distill.init == "finetuned":
             sections["distill"] = {"network": known.network.model_dump()}
+    elif not config.distils:
+        raise ConfigError(
+            f"nothing is distilled, so the student would be {_kind(known.network)}, which cannot be served; set "
+            "distill.enabled=true and distill.network"
+        )
     elif config.distill.init == "finetuned":
         raise ConfigError(
             f"distill.init is finetuned, but the encoder is {_kind(known.network)}; set distill.init=scratch and "
             "distill.network"
         )
+    dropping = [name for name in ("finetune", "self_train") if getattr(config, name).drop_path > 0]
+    if dropping and isinstance(known.network, ResNetConfig):
+        raise ConfigError(f"{dropping[0]}.drop_path is for transformers, and {path} holds {_kind(known.network)}")
+    decaying = [name for name in ("finetune", "self_train") if getattr(config, name).optimizer.layer_decay < 1]
+    if decaying and isinstance(known.network, TimmConfig):
+        raise ConfigError(
+            f"{decaying[0]}.optimizer.layer_decay needs a network whose layers are known, and {path} holds "
+            f"{_kind(known.network)}: set it to 1"
+        )
     return changed(config, sections)
 
 
-def _kind(network: ViTConfig | TimmConfig) -> str:
+def _kind(network: ResNetConfig | TimmConfig) -> str:
     """Return what kind of network it is, in words."""
-    return f"timm's {network.timm}" if isinstance(network, TimmConfig) else f"a transformer ({network.vit})"
+    return f"timm's {network.timm}" if isinstance(network, TimmConfig) else f"a ResNet-{network.depth}"
 
 
 def _absolute(address: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Pretraining: SimCLR on every training image, without labels; or an encoder that is there already."""
+"""Pretraining on every training image, without labels: SimCLR or masked autoencoding; or an encoder that is there."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.evaluation.inference import evaluation_images
 from tenfold.fingerprint import digest
-from tenfold.models.heads import SimCLRModel
-from tenfold.models.saved import DESCRIPTION, WEIGHTS, build, load
+from tenfold.models.heads import Classifier
+from tenfold.models.mae import MaskedAutoencoder
+from tenfold.models.saved import DESCRIPTION, WEIGHTS, Pretrained, build_pretrained, load
+from tenfold.models.vit import ViT
 from tenfold.ranks import share, world_size
 from tenfold.storage import open_store
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
-from tenfold.training.objectives import Contrastive
+from tenfold.training.objectives import Contrastive, Masked
 from tenfold.training.result import save_result
 from tenfold.training.state import History
 from tenfold.training.watch import Watch
@@ -34,7 +36,7 @@ CONFIGS = {"pretrain": PretrainConfig}
 
 @dataclass(frozen=True)
 class Inputs:
-    """``dataset``: URI of the images. ``views``: the contrastive view's specification.
+    """``dataset``: URI of the images. ``views``: the specification of the contrastive or masked view.
 
     ``evaluation``: the view of serving. ``watched``: URI of the data set whose labelled images tell how well the
     features do, where the configuration asks for that.
@@ -48,13 +50,15 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """``encoder``: folder of the encoder with its projection head."""
+    """``encoder``: folder of the encoder with its projection head or decoder."""
 
     encoder: Path
 
 
 def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) -> None:
-    """Train encoder and projection head with NT-Xent (SimCLR, section 2; head and memory after SimCLRv2).
+    """Train encoder and projection head with NT-Xent (SimCLR, section 2; head and memory after SimCLRv2), or masked.
+
+    Where ``config.enabled`` is false the network is passed on as it is made (Semi-ViT without pretraining).
 
     Raises:
         DataError: the encoder to start from is not there, or is another than preflight saw.
@@ -65,17 +69,21 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     assert evaluation.evaluation is not None
     reader = SplitReader(open_dataset(inputs.dataset), "unlabelled", work.cache)
     torch.manual_seed(seed)
-    description = Description(
-        kind="simclr", network=config.network, head=config.head, image_size=spec.image_size,
-        evaluation=evaluation.evaluation,
-    )  # fmt: skip
+    masks = config.method == "mae"
+    common = {"network": config.network, "image_size": spec.image_size, "evaluation": evaluation.evaluation}
+    if masks and config.enabled:
+        description = Description(kind="mae", decoder=config.mae.decoder, **common)
+    else:
+        head = HeadConfig(layers=0) if masks else config.head
+        description = Description(kind="simclr", head=head, trained=config.enabled, **common)
     if config.init is None:
-        model = build(description)
+        model = build_pretrained(description)
     else:
         model, description = _start(config.init, description, work)
-    assert isinstance(model, SimCLRModel)
     history: History = []
-    if config.init is None or not config.init.skip:
+    if not config.enabled:
+        work.reporter.note("switched off; fine-tuning starts from a fresh network")
+    if config.trains:
         config = config.cut(len(reader), world_size())
         length = config.length(len(reader))
         _warn(config, len(reader), length, work)
@@ -86,8 +94,12 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
             images = evaluation_images(labelled, evaluation)
             watch = Watch(model, images, labelled.labels(), config.watch, keep_best=config.keep == "best")
         batch = share(config.batch_size, "pretrain.batch_size", config.accumulate)
-        stream = partial(ViewStream, reader, [spec, spec], batch, seed, device, work.environment.threads)
-        objective = Contrastive(model, config.temperature, config.memory, watch)
+        objective: Contrastive | Masked
+        if isinstance(model, MaskedAutoencoder):
+            views, objective = [spec], Masked(model, config.mae.mask, watch, normalise=config.mae.normalise)
+        else:
+            views, objective = [spec, spec], Contrastive(model, config.temperature, config.memory, watch)
+        stream = partial(ViewStream, reader, views, batch, seed, device, work.environment.threads)
         history = fit(objective, {"train": stream}, config, length, device, work)
         kept = objective.result()
         if kept is not model:
@@ -96,8 +108,8 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     save_result(outputs.encoder, model, description, history, work)
 
 
-def _start(init: InitConfig, description: Description, work: Work) -> tuple[SimCLRModel, Description]:
-    """Fetch the encoder to start from; a head that it lacks is made anew."""
+def _start(init: InitConfig, description: Description, work: Work) -> tuple[Pretrained, Description]:
+    """Fetch the encoder to start from; what it lacks for the training that is wanted is made anew."""
     store, folder = open_store(init.path), work.cache / "init" / (init.digest or "unknown")
     if digest(store.read(DESCRIPTION).decode()) != init.digest:
         raise DataError(f"the encoder in {init.path} is another than preflight saw; run again")
@@ -109,16 +121,23 @@ def _start(init: InitConfig, description: Description, work: Work) -> tuple[SimC
         if weights.is_relative_to(folder):
             weights.unlink(missing_ok=True)
         raise DataError(f"the encoder in {init.path} cannot be used: {error}") from None
-    if not isinstance(model, SimCLRModel):
+    if isinstance(model, Classifier):
         raise DataError(f"{init.path} holds a classifier; pretraining starts from an encoder")
+    if isinstance(model.encoder, ViT) and known.image_size != description.image_size:
+        raise DataError(
+            f"{init.path} is a transformer for images of side {known.image_size}, and augment.image_size is "
+            f"{description.image_size}; `tenfold import-checkpoint --image-size` makes one for another side"
+        )
     known = known.model_copy(
         update={"image_size": description.image_size, "evaluation": description.evaluation, "weights": None}
     )
-    if not init.skip and known.head == HeadConfig(layers=0) and description.head != known.head:
-        known = known.model_copy(update={"head": description.head})
-        fresh = build(known)
-        assert isinstance(fresh, SimCLRModel)
-        fresh.encoder = model.encoder
+    headless = known.head == HeadConfig(layers=0) and description.head != known.head
+    if not init.skip and (headless or known.kind != description.kind):
+        known = known.model_copy(
+            update={"kind": description.kind, "head": description.head, "decoder": description.decoder}
+        )
+        fresh = build_pretrained(known)
+        fresh.encoder.load_state_dict(model.encoder.state_dict())
         model = fresh
     return model, known
 

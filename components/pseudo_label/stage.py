@@ -24,7 +24,7 @@ from tenfold.evaluation.probes import unit_length
 from tenfold.losses.distillation import sharpen
 from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier
-from tenfold.models.saved import load, load_classifier
+from tenfold.models.saved import load_classifier, load_pretrained
 from tenfold.training.device import prepare
 from tenfold.training.soft_labels import balance, propagate
 from tenfold.work import Work
@@ -61,7 +61,13 @@ def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work)
     The evaluation view's prediction is averaged with those of ``config.views`` weak views, and sharpened.
     Labelled images take their true label. As far as configured, the result is balanced to the labelled
     prior, spread over the graph of features, sharpened, and balanced again.
+
+    Where ``config.enabled`` is false, since nothing is distilled, the folder holds no labels.
     """
+    if not config.enabled:
+        work.reporter.note("switched off; nothing is distilled")
+        outputs.soft_labels.mkdir(parents=True, exist_ok=True)
+        return
     device = prepare(work.environment)
     dataset = open_dataset(inputs.dataset)
     reader = SplitReader(dataset, "unlabelled", work.cache)
@@ -71,7 +77,7 @@ def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work)
         if description.classes != reader.classes:
             raise DataError(f"the teacher knows the classes {description.classes}, the data set {reader.classes}")
         teachers.append(teacher)
-    pretrained, _ = load(inputs.encoder)
+    pretrained, _ = load_pretrained(inputs.encoder)
     encoder = pretrained.encoder if config.propagate is not None else None
     weak, evaluation = parse_spec(inputs.weak), parse_spec(inputs.evaluation)
     passes = [evaluation, *[weak] * config.views]

@@ -1,4 +1,7 @@
-"""A folder of JPEGs with damaged files among them, and the same files and the store on a real S3 server."""
+"""A folder of JPEGs with damaged files among them, and the same files and the store on a real S3 server.
+
+The method is Semi-ViT's: a transformer pretrained as a masked autoencoder, and a ResNet student of its teacher.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,19 @@ TENFOLD = str(Path(sys.executable).parent / "tenfold")
 pytestmark = pytest.mark.timeout(900)  # whole runs, on a machine that may be busy
 TINY = """
 preset: images
+method: semi_vit
 data: {labels: {per_class: 4}, split: {test_fraction: 0.3}, max_bad_fraction: 0.2}
 augment: {image_size: 16}
-pretrain: {network: {depth: 10, width: 0.0625}, batch_size: 32, steps: 6}
-finetune: {steps: 4, batch_size: 8}
-self_train: {steps: 4, batch_size: 8}
+pretrain:
+  method: mae
+  network: {vit: tiny, width: 24, heads: 3, depth: 2, patch: 4}
+  mae: {decoder: {width: 16, depth: 1, heads: 2}}
+  batch_size: 32
+  steps: 6
+finetune: {steps: 4, batch_size: 8, from_head_layer: 0, drop_path: 0.1, optimizer: {layer_decay: 0.75}}
+self_train: {steps: 4, batch_size: 8, pseudo_mixup: true, mixup: 0.8, cutmix: 1.0, foreign: 0.2, align: estimated}
 pseudo_label: {views: 1}
-distill: {network: {depth: 10, width: 0.0625}, batch_size: 32, steps: 4}
+distill: {enabled: true, init: scratch, network: {depth: 10, width: 0.0625}, batch_size: 32, steps: 4}
 baseline: {steps: 4, batch_size: 8}
 evaluate: {bootstrap: 200}
 """

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,14 @@ class Runs:
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        """Return what a run has told so far; a line that is being written is left for the next look."""
+        file = self.home / "runs" / run_id / "events.jsonl"
+        lines = file.read_text().split("\n")[:-1] if file.exists() else []
+        return [dict(json.loads(line)) for line in lines]
+
     def started(self, run_id: str) -> list[str]:
-        lines = (self.home / "runs" / run_id / "events.jsonl").read_text().splitlines()
-        return [event["stage"] for event in map(json.loads, lines) if event["kind"] == "started"]
+        return [event["stage"] for event in self.events(run_id) if event["kind"] == "started"]
 
     def result(self, run_id: str) -> dict[str, Any]:
         return dict(json.loads((self.home / "store" / "runs" / run_id / "result.json").read_text()))
@@ -122,12 +127,6 @@ def test_a_changed_temperature_reruns_distill_and_what_follows_and_the_plan_name
     assert "temperature: 1.0 → 0.5" in plan.stdout
     runs.run("third", "--set", "distill.temperature=0.5")
     assert runs.started("third") == [*ALWAYS, "distill", "evaluate", "promote", "finish"]
-
-
-def test_other_labels_rerun_all_but_pretraining(runs: Runs) -> None:
-    runs.run("labels", "--set", "data.labels.per_class=3")
-    assert "pretrain" not in runs.started("labels")
-    assert "finetune" in runs.started("labels")
 
 
 def test_each_stage_has_one_nested_mlflow_run_with_curves_and_lineage(runs: Runs) -> None:
@@ -199,17 +198,27 @@ def _output(runs: Runs, run_id: str) -> Path:
     return runs.home.parent / f"{run_id}.log"
 
 
-def _wait_for_checkpoint(runs: Runs, run_id: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 120
+def _wait_until(happened: Callable[[], object], runs: Runs, run_id: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 240
     while time.monotonic() < end:
         if process.poll() is not None:
             logs = (_output(runs, run_id), runs.home / "runs" / run_id / "pipeline.log")
             told = "\n".join(path.read_text()[-6000:] for path in logs if path.exists())
             pytest.fail(f"the run ended with status {process.returncode} before it was killed:\n{told}")
-        if list((runs.home / "store" / "work").glob(f"*/{run_id}/checkpoints/*/complete.json")):
+        if happened():
             return
         time.sleep(0.05)
-    raise TimeoutError("no checkpoint came")
+    raise TimeoutError("what was waited for did not come")
+
+
+def _wait_for_checkpoint(runs: Runs, run_id: str, process: subprocess.Popen[bytes]) -> None:
+    kept = runs.home / "store" / "work"
+    _wait_until(lambda: list(kept.glob(f"*/{run_id}/checkpoints/*/complete.json")), runs, run_id, process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
 
 
 def _gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
@@ -220,6 +229,18 @@ def _gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
 LONG = ("--set", "pretrain.steps=60", "--set", "pretrain.seed=7")
 
 
+def _went_on(event: dict[str, Any]) -> bool:
+    told = str(event.get("text"))
+    return event["stage"] == "pretrain" and told.startswith("goes on from the checkpoint of step ")
+
+
+def test_other_labels_rerun_all_but_pretraining(runs: Runs) -> None:
+    process = _start(runs, "labels", "--set", "data.labels.per_class=3")
+    _wait_until(lambda: "finetune" in runs.started("labels"), runs, "labels", process)
+    _end(process)
+    assert "pretrain" not in runs.started("labels")
+
+
 def test_killed_in_pretraining_the_same_command_goes_on_from_the_checkpoint(runs: Runs) -> None:
     process = _start(runs, "killed", *LONG)
     _wait_for_checkpoint(runs, "killed", process)
@@ -227,10 +248,10 @@ def test_killed_in_pretraining_the_same_command_goes_on_from_the_checkpoint(runs
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert _gone(children), "a stage outlived its run"
-    runs.run("again", *LONG)
-    events = (runs.home / "runs" / "again" / "events.jsonl").read_text().splitlines()
-    notes = [e["text"] for e in map(json.loads, events) if e["kind"] == "note" and e["stage"] == "pretrain"]
-    assert any(text.startswith("goes on from the checkpoint of step ") for text in notes)
+    process = _start(runs, "again", *LONG)
+    _wait_until(lambda: any(_went_on(event) for event in runs.events("again")), runs, "again", process)
+    _wait_until(lambda: "finetune" in runs.started("again"), runs, "again", process)
+    _end(process)
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{runs.home}/mlflow.db")

@@ -26,6 +26,14 @@ class Case(NamedTuple):
 
 
 MEMORY = {"memory": {"size": 64, "momentum": 0.9}}
+MASKED = {
+    "method": "mae", "network": {"vit": "tiny", "width": 24, "heads": 3, "depth": 2, "patch": 4}, "head": {"layers": 0},
+    "mae": {"decoder": {"width": 16, "depth": 1, "heads": 2}},
+}  # fmt: skip
+MIXED = {
+    "pseudo_mixup": True, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "foreign": 0.2, "align": "estimated",
+    "monitor": 4,
+}  # fmt: skip
 FEW = [
     Case("pretrain", "dali", 1, 1, MEMORY),
     Case("finetune", "torchvision", 2, 1, {}),
@@ -38,6 +46,8 @@ MANY = [
     Case("distill", "dali", 1, 3, {"alpha": 0.5}),
     Case("distill", "torchvision", 2, 3, {}),
     Case("self_train", "dali", 2, 2, {}),
+    Case("self_train", "dali", 1, 3, MIXED),
+    Case("pretrain", "torchvision", 2, 2, MASKED),
     Case("baseline", "torchvision", 1, 1, {}),
     Case("pretrain", "dali", 1, 1, {"compile": "always", "precision": "bfloat16"}),
 ]

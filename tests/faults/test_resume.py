@@ -18,7 +18,7 @@ import torch
 
 from tenfold.augment.spec import ViewSpec
 from tenfold.augment.stream import ViewStream
-from tenfold.config import JitterConfig, TrainConfig, ViewConfig
+from tenfold.config import JitterConfig, SelfTrainConfig, TrainConfig, ViewConfig
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import NoPseudoLabelsError, ResumeError, StorageError
@@ -30,7 +30,8 @@ from tenfold.storage.store import Content
 from tenfold.tracking import NoTracker
 from tenfold.training import way
 from tenfold.training.loop import fit
-from tenfold.training.objectives import Objective, SelfTraining, Supervised
+from tenfold.training.objectives import Objective, Supervised
+from tenfold.training.self_training import SelfTraining
 from tenfold.training.state import History, check_same
 from tenfold.work import Work
 
@@ -267,8 +268,8 @@ def self_train(
     unlabelled = SplitReader(digits, "unlabelled")
     torch.manual_seed(0)
     objective = SelfTraining(
-        Classifier(ResNet(10, 0.125), None, 0, 10), torch.from_numpy(reader.labels()), 10, 0.9999, 1.0, 0.9,
-        alignment=True, patience=patience,
+        Classifier(ResNet(10, 0.125), None, 0, 10), torch.from_numpy(reader.labels()),
+        SelfTrainConfig(threshold=0.9999, patience=patience), 0.9,
     )  # fmt: skip
     if stop is not None:
         follow = objective.after_step

@@ -149,7 +149,8 @@ def test_a_stage_leaves_its_lineage_its_curves_and_its_result_s_checkpoint_until
     store = open_store(Environment.read().store)
     kept = sorted(entry.key.rpartition("/")[2] for entry in store.list("work/"))
     assert kept == ["complete.json", "final.json", "state.json", "state.safetensors"]
-    inputs = {"dataset": digits.uri, "weak": TRAINING, "strong": TRAINING, "teacher": tmp_path / "classifier"}
+    inputs = {"dataset": digits.uri, "weak": TRAINING, "strong": TRAINING, "evaluation": TRAINING,
+              "teacher": tmp_path / "classifier", "encoder": tmp_path / "classifier"}  # fmt: skip
     off = canonical_json(SelfTrainConfig(enabled=False, seed=0).model_dump())
     execute("self_train", off, inputs, {"teacher": str(tmp_path / "teacher")})
     assert list(store.list("work/")) == []

@@ -74,6 +74,24 @@ def test_spread_parameters_survive_a_kill_and_keep_lars_and_recomputed_blocks(
 
 
 @pytest.mark.slow
+def test_a_masked_autoencoder_spread_over_two_processes_computes_what_whole_ones_do(
+    digits: Dataset, made: Made, tmp_path: Path
+) -> None:
+    config = {
+        "method": "mae", "network": {"vit": "tiny", "width": 24, "heads": 3, "depth": 2, "patch": 4},
+        "mae": {"decoder": {"width": 16, "depth": 1, "heads": 2}},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+    }  # fmt: skip
+    whole = Task("pretrain", digits, made, tmp_path / "whole", steps=5, processes=2, config=config)
+    more = {"sharding": "full", "checkpoint_activations": True}
+    spread = Task("pretrain", digits, made, tmp_path / "spread", steps=5, processes=2, config=config | more)
+    for task in (whole, spread):
+        status, written = task.run()
+        assert status == 0, written
+    assert_close(whole, spread, 1e-4)
+
+
+@pytest.mark.slow
 def test_a_rank_that_dies_is_started_again_with_the_others_and_they_go_on(
     digits: Dataset, made: Made, tmp_path: Path
 ) -> None:

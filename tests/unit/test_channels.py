@@ -211,9 +211,9 @@ def test_the_plan_of_a_run_names_its_views_as_the_run_does() -> None:
     told = AugmentConfig.model_validate_json(run.stage_strings()["augment"])
     views = resolve_specs(told)
     wired = wiring(run, None)
-    assert wired["pretrain"]["views"] == digest(views.contrastive.encoded())
+    assert wired["pretrain"]["views"] == digest(views.pretrain.encoded())
     assert wired["evaluate"]["evaluation"] == digest(views.evaluation.encoded())
-    assert views.contrastive.pixels == FOUR
+    assert views.pretrain.pixels == FOUR
 
 
 def test_files_that_are_no_images_by_their_names_are_counted_and_npy_has_a_hint(tmp_path: Path) -> None:

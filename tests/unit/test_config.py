@@ -16,6 +16,8 @@ from tenfold.config import (
     MemoryConfig,
     ResNetConfig,
     RunConfig,
+    SelfTrainConfig,
+    ViTConfig,
     about_preset,
     compose,
     load_config,
@@ -322,11 +324,100 @@ def test_the_papers_presets_have_the_papers_values() -> None:
     assert (first.head.layers, first.memory, peak_rate(first.optimizer, 4096)) == (2, None, pytest.approx(4.8))
 
 
+@pytest.mark.parametrize(
+    ("name", "tuned", "trained"),
+    [  # peak rate, layer decay, epochs, batch and view of fine-tuning; the same of self-training, threshold, drop path
+        ("base-1pct", (1e-4, 0.65, 100, 512, "labelled"), (5e-4, 0.75, 100, 128, 0.6, 0.0)),
+        ("base-10pct", (5e-4, 0.65, 100, 512, "strong"), (5e-4, 0.75, 100, 128, 0.5, 0.1)),
+        ("base-10pct-scratch", (4e-4, 1.0, 500, 1024, "strong"), (5e-4, 0.85, 100, 128, 0.5, 0.1)),
+        ("large-1pct", (2e-3, 0.75, 50, 512, "labelled"), (5e-4, 0.75, 100, 128, 0.6, 0.1)),
+        ("large-10pct", (2e-3, 0.75, 50, 512, "strong"), (1e-3, 0.75, 100, 128, 0.6, 0.2)),
+        ("huge-1pct", (5e-3, 0.75, 50, 128, "labelled"), (1.25e-3, 0.75, 50, 64, 0.7, 0.05)),
+        ("huge-10pct", (5e-4, 0.75, 50, 128, "strong"), (1.25e-3, 0.75, 50, 128, 0.6, 0.1)),
+    ],
+)
+def test_semi_vit_s_presets_have_the_official_values(
+    name: str, tuned: tuple[object, ...], trained: tuple[object, ...]
+) -> None:
+    config = load_config(f"semi-vit-{name}")
+    first, second = config.finetune, config.self_train
+    rates = [peak_rate(stage.optimizer, stage.batch_size) for stage in (first, second)]
+    view = config.augment.finetune
+    assert (pytest.approx(rates[0]), first.optimizer.layer_decay, first.epochs, first.batch_size, view) == tuned
+    assert (
+        pytest.approx(rates[1]), second.optimizer.layer_decay, second.epochs, second.batch_size, second.threshold,
+        second.drop_path,
+    ) == trained  # fmt: skip
+    few = name.endswith("-1pct")
+    assert (first.mixup, first.cutmix) == ((0, 0) if few else (0.8, 1.0))
+    assert (second.unlabelled_weight, second.ratio, second.average, second.align) == (5, 5, 0.9999, "none")
+    assert second.pseudo_mixup
+    network = config.pretrain.network
+    assert isinstance(network, ViTConfig)
+    assert (network.patch, network.pool) == ((14, "token") if name.startswith("huge") else (16, "average"))
+    assert config.pretrain.enabled != name.endswith("scratch")
+    whole = config.resolved()
+    assert not whole.distill.enabled
+    assert not whole.pseudo_label.enabled
+    assert whole.baseline.network == network
+    assert whole.augment.pretrain == "masked"
+
+
+def test_a_network_of_another_kind_takes_nothing_from_the_one_before() -> None:
+    vit = load_config("digits", assignments=[
+        "distill.network.vit=tiny", "distill.network.patch=8", "distill.init=scratch",
+    ]).distill.network  # fmt: skip
+    assert vit == ViTConfig(vit="tiny", patch=8)
+    deeper = load_config("semi-vit-base-10pct", assignments=["pretrain.network.depth=6"]).pretrain.network
+    assert deeper == ViTConfig(vit="base", depth=6)
+    back = load_config(
+        "semi-vit-base-10pct",
+        assignments=["pretrain.network={vit: null, depth: 18}", "pretrain.method=simclr", "finetune.drop_path=0",
+                     "self_train.drop_path=0"],
+    ).pretrain.network  # fmt: skip
+    assert back == ResNetConfig(depth=18)
+
+
+TEACHER, STUDENT, FRESH = "pretrain.network", "distill.network", "distill.init=scratch"
+
+
+@pytest.mark.parametrize(
+    ("assignments", "told"),
+    [
+        ([f"{TEACHER}.vit=smal"], f"{TEACHER}.vit: input should be 'tiny', 'small', 'base'"),
+        ([f"{TEACHER}.widht=2"], f"{TEACHER}.widht: there is no such key; did you mean 'width'?"),
+        ([f"{STUDENT}.vit=tiny", f"{STUDENT}.pach=2"], f"{STUDENT}.pach: there is no such key; did you mean 'patch'?"),
+        (["pretrain.method=mae"], "it needs a transformer, for example network.vit=small"),
+        ([f"{TEACHER}.vit=tiny", f"{TEACHER}.patch=5", FRESH],
+         f"augment.image_size is 16, which is no whole number of patches of 5 pixels ({TEACHER}.patch)"),
+        ([f"{STUDENT}.vit=tiny", FRESH, "augment.image_size=24"], f"({STUDENT}.patch)"),
+        (["finetune.drop_path=0.1"], "finetune.drop_path is for transformers, and pretrain.network is a ResNet"),
+        ([f"{TEACHER}.vit=tiny", f"{TEACHER}.patch=4", FRESH, "pretrain.method=mae"],
+         "trains no projection head: set finetune.from_head_layer=0"),
+        ([f"{TEACHER}.vit=tiny", FRESH, "pretrain.method=mae", "finetune.from_head_layer=0"],
+         "of 1 patches leaves none to see"),
+        (["self_train.method=fixmatch"], "average is ema_teacher's, and method is fixmatch; leave it out"),
+        (["pretrain.enabled=false", "pretrain.init.path=x"], "enabled is false, so there can be no init"),
+        (["augment.pretrain=masked"], "augment.pretrain goes with pretrain.method"),
+    ],
+)  # fmt: skip
+def test_what_methods_and_networks_do_not_share_is_refused_with_the_cure(assignments: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_config("digits", assignments=assignments)
+
+
+def test_the_teacher_s_average_is_taken_from_the_length_of_the_run_unless_it_is_given() -> None:
+    config = SelfTrainConfig()
+    assert config.decay(1000) ** 70 == pytest.approx(0.5)
+    assert SelfTrainConfig(average=0.9999).decay(1000) == 0.9999
+    assert 0 < config.decay(1) < 1
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_tells_its_source_cost_and_accuracy(name: str) -> None:
     about = about_preset(name)
     assert all(about.model_dump().values())
-    if name.startswith("simclr"):
+    if name.startswith(("simclr", "semi-vit")):
         assert name in about.command
 
 

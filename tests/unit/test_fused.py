@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tenfold.augment import fused
+from tenfold.augment import compiled, fused
 from tenfold.augment.dali import DaliViews
 from tenfold.augment.draws import Drawn, parameters, uniforms
 from tenfold.augment.fused import BY_AREA, BY_HEIGHT, box
@@ -92,7 +92,7 @@ def test_three_implementations_make_one_evaluation_view(
 
 def test_where_nothing_can_be_kept_on_disk_it_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container with a read-only file system and no home folder."""
-    real = fused.numba.njit
+    real = compiled.numba.njit
 
     def njit(**options: Any) -> Any:
         def refused(function: Any) -> Any:
@@ -100,8 +100,13 @@ def test_where_nothing_can_be_kept_on_disk_it_is_compiled_all_the_same(monkeypat
 
         return refused if options.get("cache") else real(**options)
 
-    monkeypatch.setattr(fused.numba, "njit", njit)
-    assert fused._compiled(lambda x: x + 1)(2) == 3
+    monkeypatch.setattr(compiled.numba, "njit", njit)
+    assert compiled.compiled(lambda x: x + 1)(2) == 3
+
+
+def test_what_is_kept_of_a_compiled_function_hangs_on_all_files_that_it_is_made_of() -> None:
+    cache: Any = fused.box
+    assert cache._cache._cache_file._source_stamp == compiled.STAMP
 
 
 def test_numbers_drawn_hang_on_seed_place_and_view_alone() -> None:

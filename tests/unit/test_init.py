@@ -155,7 +155,8 @@ def test_the_command_refuses_a_folder_that_is_there_and_a_checkpoint_that_is_not
     for arguments, message in (
         ([str(tmp_path / "none"), str(tmp_path / "made")], "is there already"),
         ([str(tmp_path / "none"), str(tmp_path / "new")], "there is no TensorFlow checkpoint"),
-        ([str(tmp_path / "none"), str(tmp_path / "new"), "--timm", NAME, "--average"], "are for official checkpoints"),
+        ([str(tmp_path / "none"), str(tmp_path / "new"), "--timm", NAME, "--average"], "are for SimCLR's checkpoints"),
+        ([str(tmp_path / "none"), str(tmp_path / "new"), "--timm", NAME, "--vit", "token"], "give one of"),
     ):
         done = subprocess.run([TENFOLD, "import-checkpoint", *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 2

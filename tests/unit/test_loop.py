@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tenfold.augment.spec import ViewSpec
 from tenfold.augment.stream import Batch, ViewStream
-from tenfold.config import AffineConfig, BlurConfig, JitterConfig, TrainConfig, ViewConfig
+from tenfold.config import AffineConfig, BlurConfig, JitterConfig, SelfTrainConfig, TrainConfig, ViewConfig
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import NonFiniteError
@@ -21,7 +21,8 @@ from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.tracking import NoTracker
 from tenfold.training.loop import OpenStream, fit
-from tenfold.training.objectives import Contrastive, Figures, Objective, SelfTraining, Supervised
+from tenfold.training.objectives import Contrastive, Figures, Objective, Supervised
+from tenfold.training.self_training import SelfTraining
 from tenfold.training.state import History
 from tenfold.work import Work
 
@@ -106,7 +107,7 @@ def build(kind: str, reader: SplitReader, backend: str) -> tuple[Objective, dict
     labels = torch.from_numpy(reader.labels())
     classifier = Classifier(ResNet(10, 0.125), None, 0, 10)
     streams = {"labelled": opener(reader, backend), "unlabelled": opener(reader, backend, 2, seed=1, batch=12)}
-    return SelfTraining(classifier, labels, 10, 0.2, 1.0, 0.9, alignment=True), streams
+    return SelfTraining(classifier, labels, SelfTrainConfig(threshold=0.2), 0.9), streams
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.augment.stream import Batch
+from tenfold.config import SelfTrainConfig
 from tenfold.losses.distillation import distillation, sharpen, soften
+from tenfold.losses.mae import masked_error
+from tenfold.losses.mixup import draw, mix_labelled, pseudo_mixup
 from tenfold.losses.nt_xent import nt_xent
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
+from tenfold.models.mae import MaskedAutoencoder, masking, patches
 from tenfold.models.resnet import ResNet
+from tenfold.models.vit import ViT
 from tenfold.training.average import Average
-from tenfold.training.objectives import Contrastive, Distillation, Objective, SelfTraining, Supervised
+from tenfold.training.objectives import Contrastive, Distillation, Masked, Objective, Supervised
+from tenfold.training.self_training import SelfTraining
 
 CLASSES = 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
@@ -83,7 +90,7 @@ def test_every_objective_trains_in_bfloat16_with_a_loss_of_float32(kind: str) ->
     if kind == "supervised":
         objective: Objective = Supervised(model, LABELS, 0.1, 0.9)
     elif kind == "self_training":
-        objective = SelfTraining(model, LABELS, CLASSES, 0.1, 1.0, 0.9, alignment=True)
+        objective = SelfTraining(model, LABELS, SelfTrainConfig(threshold=0.1), 0.9)
     else:
         live = teacher if kind == "live teacher" else None
         objective = Distillation(model, live, soft, LABELS, 2.0, 0.5 if kind == "mixed" else 1.0, 0.0)
@@ -154,9 +161,13 @@ def test_an_average_stays_in_evaluation_mode_and_out_of_training() -> None:
 
 
 def self_training(
-    threshold: float = 0.0, weight: float = 1.0, decay: float = 0.9, *, alignment: bool = False
+    threshold: float = 0.0, weight: float = 1.0, decay: float = 0.9, *, alignment: bool = False, **more: Any
 ) -> SelfTraining:
-    objective = SelfTraining(classifier(0), LABELS, CLASSES, threshold, weight, decay, alignment=alignment)
+    align = "labelled" if alignment else "none"
+    config = SelfTrainConfig.model_validate(
+        {"threshold": threshold, "unlabelled_weight": weight, "align": align, **more}
+    )
+    objective = SelfTraining(classifier(0), LABELS, config, decay)
     objective.train()
     return objective
 
@@ -166,14 +177,14 @@ def self_training_batches() -> dict[str, Batch]:
 
 
 def test_a_step_counts_as_without_pseudo_labels_only_where_none_of_its_parts_had_one() -> None:
-    objective, batches = self_training(threshold=1.1), self_training_batches()
+    objective, batches = self_training(threshold=1.0), self_training_batches()
     for steps in (1, 2):
         for _ in range(3):
             objective.loss(batches)
         objective.after_step()
         assert int(objective.dry) == steps
     objective.loss(batches)
-    objective.threshold = 0.0
+    objective.config = SelfTrainConfig(threshold=0.0)
     objective.loss(batches)
     objective.after_step()
     assert int(objective.dry) == 0
@@ -233,6 +244,96 @@ def test_the_self_training_teacher_follows_after_each_step() -> None:
         objective.model.linear.weight += 1
     objective.after_step()
     assert torch.allclose(objective.average.model.linear.weight, start + 0.5)  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize("method", ["ema_teacher", "fixmatch", "pseudo_label"])
+def test_who_labels_and_what_is_kept_is_the_method_s(method: str) -> None:
+    objective = self_training(method=method)
+    start = copy.deepcopy(objective.model.state_dict())
+    with torch.no_grad():
+        objective.model.linear.weight += torch.randn(objective.model.linear.weight.shape)
+    objective.after_step()
+    teacher = objective.teacher.state_dict()["linear.weight"]
+    moved = objective.model.linear.weight
+    if method == "fixmatch":
+        assert objective.teacher is objective.model
+        assert objective.teacher.training  # as the official code
+    elif method == "pseudo_label":
+        assert torch.equal(teacher, start["linear.weight"])
+    else:
+        assert torch.allclose(teacher, 0.9 * start["linear.weight"] + 0.1 * moved, atol=1e-6)
+    assert (objective.result() is objective.model) == (method != "ema_teacher")
+
+
+def test_mixed_pseudo_labels_and_labelled_images_are_what_the_losses_say() -> None:
+    more = {"pseudo_mixup": True, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}
+    objective, batches = self_training(threshold=0.0, weight=5.0, **more), self_training_batches()
+    assert objective.average is not None
+    twin, teacher = copy.deepcopy(objective.model), copy.deepcopy(objective.average.model)
+    torch.manual_seed(3)
+    loss, figures = objective.loss(batches)
+    torch.manual_seed(3)
+    weak, strong = batches["unlabelled"].views
+    guess = F.softmax(teacher(weak), 1)
+    mixed = pseudo_mixup(strong, guess, draw(strong, 0.5), 0.1)
+    known = batches["labelled"]
+    images_, targets = mix_labelled(
+        known.views[0], LABELS[known.numbers], CLASSES, mixup=0.8, cutmix=1.0, smoothing=0.1
+    )
+    logits = twin(torch.cat([images_, mixed.images]))
+    told = F.cross_entropy(logits[:4], targets)
+    pseudo = F.cross_entropy(logits[4:], mixed.targets)
+    assert torch.allclose(loss, told + 5 * pseudo, atol=1e-4)
+    assert figures["confident_share"] == 1
+
+
+@pytest.mark.parametrize("mixes", [None, 0.0, 1.0])
+def test_an_image_of_no_known_class_teaches_nothing(mixes: float | None) -> None:
+    batches = self_training_batches()
+    known = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 1.0])
+    config = SelfTrainConfig(threshold=0.0, pseudo_mixup=mixes is not None, pseudo_cutmix=mixes or 0.0)
+    losses = []
+    for change in (0.0, 0.3):  # other pixels of the foreign images
+        objective = SelfTraining(classifier(0), LABELS, config, 0.9, known=known).train()
+        objective.model.eval()  # so that no batch statistics tell of them
+        weak, strong = (view.clone() for view in batches["unlabelled"].views)
+        for view in (weak, strong):
+            view[1] += change
+            view[3] += change
+        torch.manual_seed(1)
+        told = {"labelled": batches["labelled"], "unlabelled": Batch([weak, strong], torch.arange(6))}
+        losses.append(objective.loss(told)[0])
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_a_classifier_is_trained_on_mixed_images_where_that_is_asked_for() -> None:
+    objective = Supervised(classifier(0), LABELS, 0.1, 0.0, mixup=0.8, cutmix=0.0).train()
+    twin, known = copy.deepcopy(objective.model), batch(images(4, 0), numbers=[4, 2, 7, 0])
+    torch.manual_seed(2)
+    loss, _ = objective.loss({"labelled": known})
+    torch.manual_seed(2)
+    x, targets = mix_labelled(known.views[0], LABELS[known.numbers], CLASSES, mixup=0.8, cutmix=0.0, smoothing=0.1)
+    assert not torch.equal(x, known.views[0])
+    assert torch.allclose(loss, F.cross_entropy(twin(x), targets), atol=1e-5)
+
+
+def test_a_masked_network_s_loss_is_that_of_the_patches_it_did_not_see() -> None:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(ViT("tiny", width=24, heads=3, depth=1, patch=4, image_size=16), 16, 1, 2)
+    objective = Masked(model, 0.75).train()
+    x = images(4, 0)
+    torch.manual_seed(5)
+    loss, figures = objective.loss({"train": batch(x)})
+    torch.manual_seed(5)
+    mask = masking(torch.rand(4, 16), 0.75)
+    wanted = patches(model.encoder.normalised(x), 4)
+    assert torch.allclose(
+        loss, masked_error(model(model.encoder.normalised(x), mask), wanted, mask.masked, normalise=True)
+    )
+    assert figures == {}
+    loss.backward()  # type: ignore[no-untyped-call]
+    without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert without == set()
 
 
 SOFT = torch.softmax(torch.randn(10, CLASSES, generator=torch.Generator().manual_seed(5)), 1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import html
 import io
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tenfold.config import ResNetConfig, TimmConfig, ViTConfig
 from tenfold.evaluation.figures import confidence_histogram, confusion_svg, curves_svg, save_ladder_png
 from tenfold.report.render import render
 
@@ -102,6 +104,23 @@ def test_the_page_asks_nobody_for_anything(evaluation: dict[str, Any]) -> None:
     assert found
     assert all(reference.startswith(("data:", "#")) for reference in found), found
     assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        (ResNetConfig(depth=18, width=0.25), "ResNet-18, width 0.25×, stem for small images"),
+        (ViTConfig(vit="base"), "transformer, ViT-base, patches of 16 pixels"),
+        (ViTConfig(vit="tiny", width=96, heads=3, depth=6, patch=4),
+         "transformer, width 96, 6 blocks, patches of 4 pixels"),
+        (TimmConfig(timm="resnet10t"), "timm's resnet10t"),
+    ],
+)  # fmt: skip
+def test_the_page_names_the_student_s_network(
+    network: ResNetConfig | ViTConfig | TimmConfig, told: str, evaluation: dict[str, Any]
+) -> None:
+    evaluation["student"]["network"] = network.model_dump()
+    assert f"<dd>{told}</dd>" in html.unescape(render(evaluation))
 
 
 def test_a_class_without_test_images_shows_no_number(evaluation: dict[str, Any]) -> None:

@@ -195,6 +195,7 @@ def test_settings_of_retraining_decide_no_stage_s_result() -> None:
         ("retrain.warm_start=false", "retrain.warm_start is false"),
         ("pretrain.network.depth=18", "another than the champion's"),
         ("pretrain.head.features=16", "another than the champion's"),
+        ("pretrain.enabled=false", "pretrain.enabled is false"),
     ],
 )
 def test_it_starts_from_scratch_where_that_is_asked_for_or_the_networks_differ(

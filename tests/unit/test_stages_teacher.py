@@ -41,7 +41,7 @@ def test_self_training_keeps_the_teacher_s_description_and_changes_its_weights(m
 def test_self_training_that_is_switched_off_passes_the_teacher_on(
     made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
 ) -> None:
-    inputs = self_train.Inputs(digits.uri, RANDOM, STRONG, made.finetuned)
+    inputs = self_train.Inputs(digits.uri, RANDOM, STRONG, EVALUATION, made.finetuned, made.encoder)
     self_train.run(SelfTrainConfig(enabled=False), inputs, self_train.Outputs(tmp_path / "t"), work("self_train"))
     for name in ("model.safetensors", "model.json", "history.json"):
         assert (tmp_path / "t" / name).read_bytes() == (made.finetuned / name).read_bytes()
@@ -52,7 +52,7 @@ def test_self_training_without_a_confident_label_warns_and_stays_finite(
 ) -> None:
     events = tmp_path / "events"
     heard = replace(work("self_train"), reporter=Reporter("self_train", events))
-    inputs = self_train.Inputs(digits.uri, RANDOM, STRONG, made.finetuned)
+    inputs = self_train.Inputs(digits.uri, RANDOM, STRONG, EVALUATION, made.finetuned, made.encoder)
     self_train.run(SelfTrainConfig(**SHORT, threshold=1.0), inputs, self_train.Outputs(tmp_path / "t"), heard)
     told = [json.loads(line) for line in events.read_text().splitlines()]
     assert any(event["kind"] == "warning" and "threshold 1.0" in event["text"] for event in told)
@@ -64,7 +64,8 @@ def test_self_training_refuses_a_teacher_of_other_classes(
 ) -> None:
     with pytest.raises(DataError, match="classes"):
         self_train.run(
-            SelfTrainConfig(**SHORT), self_train.Inputs(digits.uri, RANDOM, STRONG, stranger),
+            SelfTrainConfig(**SHORT),
+            self_train.Inputs(digits.uri, RANDOM, STRONG, EVALUATION, stranger, stranger),
             self_train.Outputs(tmp_path / "t"), work("self_train"),
         )  # fmt: skip
 

@@ -43,7 +43,7 @@ def test_augment_gives_each_stage_its_view_and_shows_them(
     config = AugmentConfig(image_size=SIDE, finetune="strong")
     outputs = augment.Outputs(tmp_path / "views", tmp_path / "preview.html")
     found = augment.run(config, augment.Inputs(digits.uri), outputs, work("augment"))
-    assert parse_spec(found.contrastive).view == config.contrastive
+    assert parse_spec(found.pretrain).view == config.contrastive
     assert found.finetune == found.strong != found.weak == found.distill
     facts = json.loads((outputs.views / "views.json").read_text())
     assert facts["hashes"] == {name: parse_spec(text).hash for name, text in found._asdict().items()}

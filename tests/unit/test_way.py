@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from tenfold.augment.stream import Batch
-from tenfold.config import MemoryConfig, TrainConfig
+from tenfold.config import MemoryConfig, SelfTrainConfig, TrainConfig
 from tenfold.errors import ResumeError
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.progress import Reporter
 from tenfold.training import way as ways
 from tenfold.training.loop import fit
-from tenfold.training.objectives import Contrastive, Objective, SelfTraining
+from tenfold.training.objectives import Contrastive, Objective
+from tenfold.training.self_training import SelfTraining
 from tenfold.training.way import Way, choose_way, kept_way
 from tenfold.work import Work
 
@@ -43,7 +44,8 @@ def contrastive(memory: bool = True) -> Contrastive:
 
 def self_training() -> SelfTraining:
     torch.manual_seed(0)
-    return SelfTraining(Classifier(ResNet(10, 0.125), None, 0, 3), LABELS, 3, 0.99, 1.0, 0.9, alignment=True).train()
+    model = Classifier(ResNet(10, 0.125), None, 0, 3)
+    return SelfTraining(model, LABELS, SelfTrainConfig(threshold=0.99), 0.9).train()
 
 
 class Clock:

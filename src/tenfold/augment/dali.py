@@ -45,12 +45,13 @@ class DaliViews:
             device: where the work is done.
             threads: for decoding, and for the views on a CPU.
             batches: how many are wanted; None: no end.
-            graph: whether DALI's graph makes the views; default: on a GPU.
+            graph: whether DALI's graph makes the views; default: on a GPU, but for views with what it does not know.
         """
         on_gpu = device.type == "cuda"
         self._specs, self._batch_size, self._order, self._seed = list(specs), batch_size, order, seed
         self._first, self._made = position, 0
-        self._graph = on_gpu if graph is None else graph
+        by_hand = any(spec.view is not None and spec.view.on_processor for spec in specs)
+        self._graph = (on_gpu and not by_hand) if graph is None else graph
 
         def encoded(info: Any) -> NDArray[np.uint8]:
             return reader.image(order[position + info.idx_in_epoch])

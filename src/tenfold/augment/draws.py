@@ -12,8 +12,18 @@ from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
-from tenfold.config import AffineConfig, BlurConfig, CropConfig, EraseConfig, JitterConfig, ViewConfig
+from tenfold.augment.rand_augment import Operation
+from tenfold.config import (
+    AffineConfig,
+    BlurConfig,
+    CropConfig,
+    EraseConfig,
+    JitterConfig,
+    RandAugmentConfig,
+    ViewConfig,
+)
 
 #: How often a crop by area is drawn again where it does not fit, as in torchvision.
 ATTEMPTS = 10
@@ -27,9 +37,9 @@ class Drawn(IntEnum):
     """Columns of a view's parameters; from ``AREA`` on, :data:`ATTEMPTS` columns each.
 
     ``ASPECT``, ``ROWS``, ``TOP`` and ``LEFT`` are uniform in [0, 1): the crop's pixels need the image's size.
-    ``TURN`` is a share of the circle, ``SIGMA`` 0 where nothing is blurred, ``ERASED`` the erased square's side as
-    a share of the view's. ``WARP`` to ``WARP + 5`` are the rows (x, y, 1) of the map from a view's pixel to the one
-    it is taken from.
+    ``TURN`` is a share of the circle, ``SIGMA`` 0 where nothing is blurred. ``ERASED`` is the erased rectangle's height
+    as a share of the side, 0 where nothing is erased, ``ERASED_WIDE`` its width, ``NOISE`` what its noise is drawn by.
+    ``WARP`` to ``WARP + 5`` are the rows (x, y, 1) of the map from a view's pixel to the one it is taken from.
     """
 
     FLIP = 0
@@ -52,10 +62,14 @@ class Drawn(IntEnum):
     ERASED_LEFT = 22
     AREA = 23
     RATIO = 23 + ATTEMPTS
+    ERASED_WIDE = 23 + 2 * ATTEMPTS
+    NOISE = 24 + 2 * ATTEMPTS
+    #: Of a view with RandAugment alone: number and argument of each operation.
+    OPERATIONS = 25 + 2 * ATTEMPTS
 
 
-#: Columns of the parameters.
-PARAMETERS = int(Drawn.RATIO) + ATTEMPTS
+#: Columns of the parameters of a view without RandAugment.
+PARAMETERS = int(Drawn.OPERATIONS)
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -80,14 +94,15 @@ def uniforms(seed: int, positions: NDArray[np.int64], view: int) -> NDArray[np.f
 
 
 def parameters(view: ViewConfig | None, size: int, drawn: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return what ``view`` does to each image: (N, :data:`PARAMETERS`), columns as in :class:`Drawn`.
+    """Return what ``view`` does to each image: (N, :data:`PARAMETERS` or more), columns as in :class:`Drawn`.
 
     Args:
         view: the random view; None where nothing is drawn.
         size: its side in pixels.
         drawn: (N, 64) of :func:`uniforms`.
     """
-    made = np.zeros((len(drawn), PARAMETERS), dtype=np.float64)
+    chosen = view.rand_augment if view is not None else None
+    made = np.zeros((len(drawn), PARAMETERS + (2 * chosen.operations if chosen else 0)), dtype=np.float64)
     made[:, Drawn.BRIGHTNESS : Drawn.SATURATION + 1] = 1.0
     if view is None:
         return made.astype(np.float32)
@@ -104,6 +119,8 @@ def parameters(view: ViewConfig | None, size: int, drawn: NDArray[np.float64]) -
         _blur(made, view.blur, drawn)
     if view.erase is not None:
         _erase(made, view.erase, drawn)
+    if chosen is not None:
+        _rand_augment(made, chosen, drawn)
     return made.astype(np.float32)
 
 
@@ -159,6 +176,34 @@ def _blur(made: NDArray[np.float64], blur: BlurConfig, drawn: NDArray[np.float64
 
 def _erase(made: NDArray[np.float64], erase: EraseConfig, drawn: NDArray[np.float64]) -> None:
     side = np.sqrt(_between(*erase.area, drawn[:, 22]))
-    made[:, Drawn.ERASED] = np.where(drawn[:, 21] < erase.probability, side, 0.0)
-    made[:, Drawn.ERASED_TOP] = drawn[:, 43] * (1 - side)
-    made[:, Drawn.ERASED_LEFT] = drawn[:, 44] * (1 - side)
+    tall = np.exp(0.5 * _between(math.log(erase.aspect[0]), math.log(erase.aspect[1]), drawn[:, 45]))
+    high, wide = np.minimum(side * tall, 1.0), np.minimum(side / tall, 1.0)
+    made[:, Drawn.ERASED] = np.where(drawn[:, 21] < erase.probability, high, 0.0)
+    made[:, Drawn.ERASED_WIDE] = wide
+    made[:, Drawn.ERASED_TOP] = drawn[:, 43] * (1 - high)
+    made[:, Drawn.ERASED_LEFT] = drawn[:, 44] * (1 - wide)
+    if erase.fill == "noise":
+        made[:, Drawn.NOISE] = np.maximum(drawn[:, 46], 1e-6)
+
+
+def _rand_augment(made: NDArray[np.float64], config: RandAugmentConfig, drawn: NDArray[np.float64]) -> None:
+    """Choose operations with replacement, and for each whether it happens, how strong it is, and in which direction."""
+    for number in range(config.operations):
+        choice, happens, strength, direction = (drawn[:, 47 + 4 * number + k] for k in range(4))
+        kind = np.floor(choice * len(Operation)).astype(np.int64) + 1
+        normal = ndtri(np.clip(strength, 1e-12, 1 - 1e-12))
+        share = np.clip(config.magnitude + config.deviation * normal, 0.0, 10.0) / 10
+        either = np.where(direction < 0.5, -1.0, 1.0)
+        factor = np.maximum(0.1, 1 + 0.9 * share * either)
+        arguments = {
+            Operation.ROTATE: 30 * share * either, Operation.POSTERIZE: 4 - np.floor(4 * share),
+            Operation.SOLARIZE: 256 - np.floor(256 * share), Operation.SOLARIZE_ADD: np.floor(110 * share),
+            Operation.COLOR: factor, Operation.CONTRAST: factor, Operation.BRIGHTNESS: factor,
+            Operation.SHARPNESS: factor, Operation.SHEAR_X: 0.3 * share * either,
+            Operation.SHEAR_Y: 0.3 * share * either, Operation.TRANSLATE_X: 0.45 * share * either,
+            Operation.TRANSLATE_Y: 0.45 * share * either,
+        }  # fmt: skip
+        column = int(Drawn.OPERATIONS) + 2 * number
+        made[:, column] = np.where(happens < config.probability, kind, 0)
+        for operation, argument in arguments.items():
+            made[:, column + 1] = np.where(kind == operation, argument, made[:, column + 1])

@@ -9,9 +9,9 @@ than its standard deviation reaches, and images need no wait for each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 import numpy as np
@@ -22,27 +22,18 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tenfold.augment.compiled import compiled
 from tenfold.augment.draws import ATTEMPTS, ORDERS, Drawn, parameters
+from tenfold.augment.rand_augment import erase, rand_augment
 from tenfold.config import BlurConfig, EvalViewConfig, ViewConfig, channels_of
 from tenfold.data.channels import Raw
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _compiled(function: _Function) -> _Function:
-    """Compile at the first call; what was compiled is kept on disk, where there is a place for it."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
-    try:
-        return cast(_Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return cast(_Function, numba.njit(**options)(function))
-
 
 FLIP, ASPECT, ROWS, TOP, LEFT = (int(d) for d in (Drawn.FLIP, Drawn.ASPECT, Drawn.ROWS, Drawn.TOP, Drawn.LEFT))
 WARPED, WARP, JITTERED, ORDER = (int(d) for d in (Drawn.WARPED, Drawn.WARP, Drawn.JITTERED, Drawn.ORDER))
 BRIGHTNESS, CONTRAST = int(Drawn.BRIGHTNESS), int(Drawn.CONTRAST)
 SATURATION, TURN, GREY, SIGMA = (int(d) for d in (Drawn.SATURATION, Drawn.TURN, Drawn.GREY, Drawn.SIGMA))
 ERASED, ERASED_TOP, ERASED_LEFT = (int(d) for d in (Drawn.ERASED, Drawn.ERASED_TOP, Drawn.ERASED_LEFT))
+ERASED_WIDE, NOISE, OPERATIONS = int(Drawn.ERASED_WIDE), int(Drawn.NOISE), int(Drawn.OPERATIONS)
 AREA, RATIO = int(Drawn.AREA), int(Drawn.RATIO)
 
 TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
@@ -52,7 +43,7 @@ FROM_YIQ = np.linalg.inv(TO_YIQ)
 WHOLE, BY_HEIGHT, BY_AREA, CENTRE = range(4)
 
 
-@_compiled
+@compiled
 def box(
     height: int, width: int, sampling: int, limits: NDArray[np.float64], p: NDArray[np.float32]
 ) -> tuple[int, int, int, int]:
@@ -100,7 +91,7 @@ def box(
     return top, left, high, wide
 
 
-@_compiled
+@compiled
 def _taps(source: int, cubic: bool, backwards: bool, places: NDArray[np.uint32], weights: NDArray[np.float32]) -> None:
     """Fill in from which of ``source`` pixels, and with what weights, each target pixel comes: two (4, target)."""
     target = places.shape[1]
@@ -128,7 +119,7 @@ def _taps(source: int, cubic: bool, backwards: bool, places: NDArray[np.uint32],
             weights[k, column] = weights[k, column] / total
 
 
-@_compiled
+@compiled
 def _resize(
     pixels: Raw, window: tuple[int, int, int, int], cubic: bool, backwards: bool, top_value: float,
     out: NDArray[np.float32],
@@ -171,7 +162,7 @@ def _resize(
                 row[x] = min(max(value, np.float32(0)), np.float32(1))
 
 
-@_compiled
+@compiled
 def _warp(out: NDArray[np.float32], m: NDArray[np.float32]) -> None:
     """Take each pixel from where the map ``m`` (6,) says, between its neighbours; black outside."""
     size = out.shape[1]
@@ -191,12 +182,12 @@ def _warp(out: NDArray[np.float32], m: NDArray[np.float32]) -> None:
                 out[c, y, x] = total
 
 
-@_compiled
+@compiled
 def _clip(value: Any) -> Any:
     return min(max(value, np.float32(0)), np.float32(1))
 
 
-@_compiled
+@compiled
 def scale(planes: NDArray[np.float32], factor: np.float32, amount: np.float32) -> None:
     """Multiply ``planes`` (C, N) by ``factor`` and add ``amount``; clipped, as all the colours are."""
     for c in range(planes.shape[0]):
@@ -205,7 +196,7 @@ def scale(planes: NDArray[np.float32], factor: np.float32, amount: np.float32) -
             plane[i] = _clip(plane[i] * factor + amount)
 
 
-@_compiled
+@compiled
 def contrast(planes: NDArray[np.float32], factor: np.float32, size: int) -> None:
     """Scale the distance from each channel's own mean; ``planes`` are (C, size²)."""
     columns = np.empty(size, np.float32)
@@ -224,7 +215,7 @@ def contrast(planes: NDArray[np.float32], factor: np.float32, size: int) -> None
             plane[i] = _clip((plane[i] - mean) * factor + mean)
 
 
-@_compiled
+@compiled
 def saturate(planes: NDArray[np.float32], factor: np.float32) -> None:
     """Scale the saturation of hue-saturation-value, up to 1."""
     red, green, blue = planes[0], planes[1], planes[2]
@@ -239,7 +230,7 @@ def saturate(planes: NDArray[np.float32], factor: np.float32) -> None:
         blue[i] = _clip(value - (value - b) * ratio)
 
 
-@_compiled
+@compiled
 def turn(planes: NDArray[np.float32], share: np.float32) -> None:
     """Turn the hue by a ``share`` of the circle, leaving saturation and value."""
     red, green, blue = planes[0], planes[1], planes[2]
@@ -259,7 +250,7 @@ def turn(planes: NDArray[np.float32], share: np.float32) -> None:
         blue[i] = value - (one - _clip(two - abs(angle - four))) * chroma
 
 
-@_compiled
+@compiled
 def mix(planes: NDArray[np.float32], m: NDArray[np.float32]) -> None:
     """Multiply each pixel by the matrix ``m`` (3, 3)."""
     red, green, blue = planes[0], planes[1], planes[2]
@@ -270,7 +261,7 @@ def mix(planes: NDArray[np.float32], m: NDArray[np.float32]) -> None:
         blue[i] = _clip(m[2, 0] * r + m[2, 1] * g + m[2, 2] * b)
 
 
-@_compiled
+@compiled
 def chroma_matrix(factor: float, share: float) -> NDArray[np.float32]:
     """Return the matrix that scales chroma about luma and turns it by a ``share`` of the circle (YIQ)."""
     angle = 2 * math.pi * share
@@ -280,7 +271,7 @@ def chroma_matrix(factor: float, share: float) -> NDArray[np.float32]:
     return matrix
 
 
-@_compiled
+@compiled
 def _jitter(planes: NDArray[np.float32], size: int, additive: bool, matrix: bool, p: NDArray[np.float32]) -> None:
     order = ORDERS[int(p[ORDER])]
     for step in order:
@@ -305,7 +296,7 @@ def _jitter(planes: NDArray[np.float32], size: int, additive: bool, matrix: bool
                 turn(planes, p[TURN])
 
 
-@_compiled
+@compiled
 def grey(planes: NDArray[np.float32]) -> None:
     """Put the luma in all three channels."""
     red, green, blue = planes[0], planes[1], planes[2]
@@ -316,7 +307,7 @@ def grey(planes: NDArray[np.float32]) -> None:
         blue[i] = luma
 
 
-@_compiled
+@compiled
 def blur(out: NDArray[np.float32], sigma: float, radius: int) -> None:
     """Blur with 2·radius + 1 taps, black outside; what lies beyond five standard deviations weighs under 1e-6."""
     size = out.shape[1]
@@ -364,15 +355,7 @@ def blur(out: NDArray[np.float32], sigma: float, radius: int) -> None:
                 row[x] = _clip(row[x])
 
 
-@_compiled
-def _erase(out: NDArray[np.float32], side: float, top: float, left: float) -> None:
-    size = out.shape[1]
-    reach = math.floor(side * size + 0.5)
-    first, start = math.floor(top * size + 0.5), math.floor(left * size + 0.5)
-    out[:, first : first + reach, start : start + reach] = 0
-
-
-@_compiled
+@compiled
 def _view(
     pixels: Raw, kinds: NDArray[np.int64], limits: NDArray[np.float64], p: NDArray[np.float32],
     out: NDArray[np.float32],
@@ -383,6 +366,8 @@ def _view(
     _resize(pixels, window, kinds[1] == 1, p[FLIP] > 0, kinds[5], out)
     if p[WARPED] > 0:
         _warp(out, p[WARP : WARP + 6])
+    if len(p) > OPERATIONS:
+        rand_augment(out, p[OPERATIONS:])
     planes = out.reshape(out.shape[0], size * size)
     if p[JITTERED] > 0:
         _jitter(planes, size, kinds[2] == 1, kinds[3] == 1, p)
@@ -391,7 +376,7 @@ def _view(
     if p[SIGMA] > 0:
         blur(out, p[SIGMA], kinds[4])
     if p[ERASED] > 0:
-        _erase(out, p[ERASED], p[ERASED_TOP], p[ERASED_LEFT])
+        erase(out, p[ERASED], p[ERASED_WIDE], p[ERASED_TOP], p[ERASED_LEFT], p[NOISE])
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -404,7 +389,7 @@ def _pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(address), generate
 
 
-@_compiled
+@compiled
 def _batch(
     addresses: NDArray[np.uint64], shapes: NDArray[np.int64], like: Raw, kinds: NDArray[np.int64],
     limits: NDArray[np.float64], p: NDArray[np.float32], out: NDArray[np.float32], first: int, step: int,

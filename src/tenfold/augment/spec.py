@@ -44,9 +44,9 @@ class ViewSpec(Section):
 
 
 class ViewSpecs(Section):
-    """All views of a run; the last three are each one of weak and strong."""
+    """All views of a run; the last three are each one of weak, strong and labelled."""
 
-    contrastive: ViewSpec
+    pretrain: ViewSpec
     weak: ViewSpec
     strong: ViewSpec
     evaluation: ViewSpec
@@ -75,9 +75,9 @@ def resolve_specs(config: AugmentConfig) -> ViewSpecs:
         return ViewSpec(backend=backend, image_size=size, view=view)
 
     weak, strong = random(config.weak), random(config.strong)
-    either = {"weak": weak, "strong": strong}
+    either = {"weak": weak, "strong": strong, "labelled": random(config.labelled)}
     return ViewSpecs(
-        contrastive=random(config.contrastive), weak=weak, strong=strong,
+        pretrain=random(getattr(config, config.pretrain)), weak=weak, strong=strong,
         evaluation=ViewSpec(backend=backend, image_size=size, evaluation=config.evaluation),
         baseline=either[config.baseline], finetune=either[config.finetune], distill=either[config.distill],
     )  # fmt: skip

@@ -18,6 +18,7 @@ from tenfold.augment import color
 from tenfold.augment.draws import ORDERS, Drawn, parameters, uniforms
 from tenfold.augment.evaluation import evaluation_view, floats
 from tenfold.augment.fused import box, window_of
+from tenfold.augment.rand_augment import erase, rand_augment
 from tenfold.augment.resample import resize
 from tenfold.augment.spec import ViewSpec
 from tenfold.config import BlurConfig, JitterConfig, ViewConfig
@@ -89,6 +90,9 @@ def random_view(pixels: Raw, view: ViewConfig, size: int, p: NDArray[np.float32]
         image = image.flip(-1)
     if p[Drawn.WARPED]:
         image = _warp(image, torch.from_numpy(p[Drawn.WARP : Drawn.WARP + 6]).view(2, 3))
+    if view.rand_augment is not None:
+        image = image.contiguous().clone()
+        rand_augment(image.numpy(), p[Drawn.OPERATIONS :])
     if view.jitter is not None and p[Drawn.JITTERED]:
         image = _jitter(image, view.jitter, p)
     if p[Drawn.GREY]:
@@ -96,11 +100,9 @@ def random_view(pixels: Raw, view: ViewConfig, size: int, p: NDArray[np.float32]
     if p[Drawn.SIGMA]:
         image = color.blur(image, float(p[Drawn.SIGMA]), BlurConfig.radius(size)).clamp(0, 1)
     if p[Drawn.ERASED]:
-        rows, first, start = (
-            int(np.floor(p[d] * size + 0.5)) for d in (Drawn.ERASED, Drawn.ERASED_TOP, Drawn.ERASED_LEFT)
-        )
-        image = image.clone()
-        image[:, first : first + rows, start : start + rows] = 0
+        image = image.contiguous().clone()
+        places = (Drawn.ERASED, Drawn.ERASED_WIDE, Drawn.ERASED_TOP, Drawn.ERASED_LEFT, Drawn.NOISE)
+        erase(image.numpy(), *(p[place] for place in places))
     return image
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -248,17 +248,28 @@ def import_checkpoint(
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="Text file of the classifier's class names in order.")] = None,
     timm: Annotated[str | None, typer.Option(help="SOURCE holds weights of this timm model.")] = None,
+    vit: Annotated[
+        Literal["average", "token"] | None,
+        typer.Option(help="SOURCE holds a transformer of MAE, Semi-ViT or timm; what its features are of."),
+    ] = None,
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the views that it was trained on.")] = 224,
 ) -> None:
-    """Make an official SimCLR checkpoint, or a timm model's weights, an encoder for `pretrain.init.path`."""
-    from tenfold.models.imported import import_official, import_timm
+    """Make an official SimCLR or MAE checkpoint, or a timm model's weights, an encoder for `pretrain.init.path`."""
+    from tenfold.models.imported import import_official, import_timm, import_vit
 
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise DataError(f"{output} is there already; name a new folder")
-    if timm is not None:
+    if timm is not None or vit is not None:
         if average or classes is not None or from_head_layer is not None:
-            raise ConfigError("--average, --classes and --from-head-layer are for official checkpoints, not for --timm")
-        description = import_timm(source, timm, output, image_size)
+            raise ConfigError(
+                "--average, --classes and --from-head-layer are for SimCLR's checkpoints, not for --timm or --vit"
+            )
+        if timm is not None and vit is not None:
+            raise ConfigError("give one of --timm and --vit; with --vit the network becomes one of ours")
+        if vit is not None:
+            description = import_vit(source, output, vit, image_size)
+        else:
+            description = import_timm(source, str(timm), output, image_size)
     else:
         if classes is not None and from_head_layer is None:
             raise ConfigError("--classes names a classifier's outputs: give --from-head-layer too")

@@ -10,7 +10,15 @@ from tenfold.config.augment import AugmentConfig, FeedsConfig
 from tenfold.config.base import Section
 from tenfold.config.data import DataConfig, LabelsConfig, ShrinkConfig, SplitConfig
 from tenfold.config.loading import changed, compose, load_config
-from tenfold.config.networks import Description, HeadConfig, ResNetConfig, TimmConfig, ViTConfig
+from tenfold.config.networks import (
+    DecoderConfig,
+    Description,
+    HeadConfig,
+    Network,
+    ResNetConfig,
+    TimmConfig,
+    ViTConfig,
+)
 from tenfold.config.presets import About, about_preset, load_preset, preset_names
 from tenfold.config.run import SECTIONS, STAGES, EvaluateConfig, PromoteConfig, RetrainConfig, RunConfig
 from tenfold.config.training import (
@@ -19,6 +27,7 @@ from tenfold.config.training import (
     FinetuneConfig,
     InitConfig,
     Length,
+    MAEConfig,
     MemoryConfig,
     OptimizerConfig,
     PretrainConfig,
@@ -36,6 +45,7 @@ from tenfold.config.views import (
     EvalViewConfig,
     JitterConfig,
     PixelsConfig,
+    RandAugmentConfig,
     ViewConfig,
     channels_of,
 )
@@ -50,6 +60,7 @@ __all__ = [
     "BlurConfig",
     "CropConfig",
     "DataConfig",
+    "DecoderConfig",
     "Description",
     "DistillConfig",
     "EraseConfig",
@@ -62,13 +73,16 @@ __all__ = [
     "JitterConfig",
     "LabelsConfig",
     "Length",
+    "MAEConfig",
     "MemoryConfig",
+    "Network",
     "OptimizerConfig",
     "PixelsConfig",
     "PretrainConfig",
     "PromoteConfig",
     "PropagateConfig",
     "PseudoLabelConfig",
+    "RandAugmentConfig",
     "ResNetConfig",
     "RetrainConfig",
     "RunConfig",

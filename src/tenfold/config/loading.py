@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from tenfold.config.networks import ResNetConfig, ViTConfig
 from tenfold.config.presets import load_preset, merge
 from tenfold.config.run import RunConfig
 from tenfold.errors import ConfigError, did_you_mean
@@ -46,7 +47,7 @@ def compose(
     layers.append(_assigned(assignments))
     merged: dict[str, Any] = {}
     for layer in layers:
-        merge(merged, layer)
+        merge(merged, layer, turns=False)
     return preset, merged
 
 
@@ -136,7 +137,7 @@ def _assigned(assignments: Iterable[str]) -> dict[str, Any]:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
             parsed = value
-        merge(result, _nested(path.strip(), parsed))
+        merge(result, _nested(path.strip(), parsed), turns=False)
     if faults:
         raise ConfigError("\n".join(faults))
     return result
@@ -151,7 +152,7 @@ def _nested(path: str, value: Any) -> dict[str, Any]:
 def _explain(error: ValidationError) -> str:
     lines = []
     for fault in error.errors(include_url=False):
-        path = ".".join(str(part) for part in fault["loc"])
+        path = ".".join(str(part) for part in fault["loc"] if part not in _KINDS)
         if fault["type"] == "extra_forbidden":
             known = _fields_at(fault["loc"][:-1])
             hint = did_you_mean(str(fault["loc"][-1]), known) or f"; known here: {', '.join(known)}"
@@ -165,9 +166,16 @@ def _explain(error: ValidationError) -> str:
     return "\n".join([head, *(f"  {line}" for line in lines)])
 
 
+#: What pydantic puts into a fault's place where a section is of one of several kinds.
+_KINDS = {"ResNet": ResNetConfig, "ViT": ViTConfig}
+
+
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:
     model: Any = RunConfig
     for part in path:
+        if part in _KINDS:
+            model = _KINDS[str(part)]
+            continue
         if not (isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields):
             return []
         annotation = model.model_fields[str(part)].annotation

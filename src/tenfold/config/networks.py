@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from tenfold.config.base import Section
 from tenfold.config.views import EvalViewConfig, channels_of
@@ -43,6 +43,16 @@ class ViTConfig(Section):
         return self
 
 
+def _kind_of(network: Any) -> str:
+    """Return which of the networks' tags a value, or a mapping that a user wrote, belongs to."""
+    vit = network.get("vit") if isinstance(network, dict) else getattr(network, "vit", None)
+    return "ResNet" if vit is None else "ViT"
+
+
+#: A ResNet, or where the key ``vit`` is given a vision transformer.
+Network = Annotated[Annotated[ResNetConfig, Tag("ResNet")] | Annotated[ViTConfig, Tag("ViT")], Discriminator(_kind_of)]
+
+
 class TimmConfig(Section):
     """An encoder of the timm library that the user brought."""
 
@@ -57,27 +67,45 @@ class HeadConfig(Section):
     width: int | None = Field(None, ge=2, description="of the hidden layers; the encoder's output width unless set")
 
 
+class DecoderConfig(Section):
+    """The transformer that draws hidden patches while a masked autoencoder is trained."""
+
+    width: int = Field(512, ge=4, multiple_of=4)
+    depth: int = Field(8, ge=1, le=64)
+    heads: int = Field(16, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> DecoderConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width}, which heads={self.heads} do not divide")
+        return self
+
+
 class Description(Section):
     """What a saved network is.
 
     Attributes:
-        kind: ``simclr`` (encoder and projection head) or ``classifier``.
+        kind: ``simclr`` (encoder and projection head), ``mae`` (encoder and decoder) or ``classifier``.
         network: the encoder.
         head: the projection head that the encoder was trained with; None: it never had one.
+        decoder: of a masked autoencoder.
         layer: how many of the head's layers a classifier keeps.
         classes: a classifier's outputs, in order.
         image_size: side of the images that it was trained on.
         evaluation: the view that it must be shown.
+        trained: whether anything was trained; False of a fresh network.
         weights: sha256 of the weights' file.
     """
 
-    kind: Literal["simclr", "classifier"]
+    kind: Literal["simclr", "mae", "classifier"]
     network: ResNetConfig | ViTConfig | TimmConfig
     head: HeadConfig | None = None
+    decoder: DecoderConfig | None = None
     layer: int = 0
     classes: list[str] = Field(default_factory=list)
     image_size: int
     evaluation: EvalViewConfig = EvalViewConfig()
+    trained: bool = True
     weights: str | None = None
 
     @property

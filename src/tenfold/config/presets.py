@@ -1,7 +1,8 @@
 """Presets: recipes as YAML files, each with where it is from, what it costs, and what to expect.
 
 A file is one preset, or with a key ``family`` one for each row of a table: the family's axes (``network`` and
-``labels``) name changes of the file's values, and a preset stands for each pair that has an accuracy.
+``labels``) name changes of the file's values, ``rows`` those of a pair, and a preset stands for each pair that has an
+accuracy.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def _read(name: str, content: dict[str, Any]) -> Iterator[Preset]:
     for network, row in family["accuracy"].items():
         for labels, accuracy in row.items():
             full, values = f"{name}-{network}-{labels}", {"name": f"{name}-{network}-{labels}"}
-            for layer in (content, family["network"][network], family["labels"][labels]):
+            of_the_row = family.get("rows", {}).get(network, {}).get(labels, {})
+            for layer in (content, family["network"][network], family["labels"][labels], of_the_row):
                 merge(values, layer)
             told = {
                 "command": about["command"].format(name=full), "accuracy": f"{accuracy}% ({about['accuracy']})",
@@ -65,13 +67,20 @@ def _read(name: str, content: dict[str, Any]) -> Iterator[Preset]:
             yield Preset(full, values, About.model_validate({**about, **told}))
 
 
-def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Lay ``over`` on ``base``, section by section; a choice ends the other one that stood in its place."""
+def merge(base: dict[str, Any], over: Mapping[str, Any], *, turns: bool = True) -> None:
+    """Lay ``over`` on ``base``, section by section; a choice ends the other one that stood in its place.
+
+    So does a network of another kind: the key ``vit`` makes it a transformer, and ``vit: null`` a ResNet again, and
+    nothing that was said of the one holds for the other, unless ``turns`` is false: one user's words belong together.
+    """
     for key, value in over.items():
         if isinstance(value, Mapping):
             held = base.get(key)
-            base[key] = held = dict(held) if isinstance(held, dict) else {}
-            merge(held, value)
+            turned = isinstance(held, dict) and "vit" in value and (held.get("vit") is None) != (value["vit"] is None)
+            base[key] = held = dict(held) if isinstance(held, dict) and not (turned and turns) else {}
+            merge(held, value, turns=turns)
+            if turns and "vit" in held and held["vit"] is None:  # a ResNet has no such key
+                del held["vit"]
         else:
             base[key] = value
             if value is None:

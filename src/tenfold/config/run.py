@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from tenfold.config.augment import AugmentConfig, FeedsConfig
 from tenfold.config.base import Name, Positive, Section, Seed
 from tenfold.config.data import DataConfig
+from tenfold.config.networks import Network, ResNetConfig
 from tenfold.config.training import (
     BaselineConfig,
     DistillConfig,
@@ -21,7 +22,7 @@ from tenfold.config.views import channels_of
 from tenfold.fingerprint import canonical_json
 
 #: The views of the section ``augment``.
-RANDOM_VIEWS = ("contrastive", "weak", "strong")
+RANDOM_VIEWS = ("contrastive", "masked", "weak", "strong", "labelled")
 VIEWS = (*RANDOM_VIEWS, "evaluation")
 
 
@@ -58,6 +59,11 @@ class RunConfig(Section):
     """A whole run."""
 
     name: Name = Field("tenfold", description="shown in MLflow and in the report")
+    method: Literal["simclrv2", "semi_vit"] = Field(
+        "simclrv2",
+        description="simclrv2: the student is distilled from the teacher; semi_vit: the self-trained teacher is the "
+        "result, unless distill.enabled",
+    )
     seed: Seed = 0
     deterministic: bool = Field(False, description="a restart or a repetition gives the same bits")
     data: DataConfig = DataConfig()
@@ -85,23 +91,40 @@ class RunConfig(Section):
             open_ = {key: value for key, value in shared.items() if getattr(section, key, value) is None}
             if open_:
                 update[SECTIONS[name]] = section.model_copy(update=open_)
-        if not self.self_train.enabled:  # then nothing else of it decides anything
+        # of what is switched off nothing else decides anything
+        if not self.self_train.enabled:
             update["self_train"] = SelfTrainConfig(enabled=False, seed=0, deterministic=False)
-        feeds = FeedsConfig.model_validate(self.pretrain.model_dump(include={"network", "precision", "batch_size"}))
-        views: dict[str, Any] = {}
-        if self.pretrain.init is None or not self.pretrain.init.skip:
-            views["feeds"] = feeds
+        if self.distils:
+            update["distill"] = update.get("distill", self.distill).model_copy(update={"enabled": True})
+        else:
+            update["distill"] = DistillConfig(enabled=False, seed=0, deterministic=False)
+            update["pseudo_label"] = PseudoLabelConfig(enabled=False, seed=0)
+        pretrain = update.get("pretrain", self.pretrain)
+        if not pretrain.enabled:
+            kept = pretrain.model_dump(include={"method", "network", "head", "mae", "seed"})
+            update["pretrain"] = PretrainConfig.model_validate({"enabled": False, "deterministic": False, **kept})
+        masks = pretrain.method == "mae"
+        views: dict[str, Any] = {"pretrain": "masked" if masks else "contrastive"}
+        if pretrain.trains and not masks:  # a masked network sees a part of each view, and is not measured
+            views["feeds"] = FeedsConfig.model_validate(
+                pretrain.model_dump(include={"network", "precision", "batch_size"})
+            )
         for name in VIEWS if self.data.pixels else ():
             views[name] = getattr(self.augment, name).model_copy(update={"pixels": self.data.pixels})
         update["augment"] = self.augment.model_copy(update=views)
         update["baseline"] = update.get("baseline", self.baseline).model_copy(update=self._student())
         return self.model_copy(update=update)
 
+    @property
+    def distils(self) -> bool:
+        """Whether a student is distilled; if not, the teacher is the student."""
+        return self.method == "simclrv2" if self.distill.enabled is None else self.distill.enabled
+
     def _student(self) -> dict[str, Any]:
         """Return network, head and head layer of the student."""
-        if self.distill.init == "finetuned":
-            return {"network": self.pretrain.network, "head": self.pretrain.head,
-                    "from_head_layer": self.finetune.from_head_layer}  # fmt: skip
+        if self.distill.init == "finetuned" or not self.distils:
+            head = None if self.pretrain.method == "mae" else self.pretrain.head
+            return {"network": self.pretrain.network, "head": head, "from_head_layer": self.finetune.from_head_layer}
         return {"network": self.distill.network, "head": None, "from_head_layer": 0}
 
     @model_validator(mode="after")
@@ -110,15 +133,50 @@ class RunConfig(Section):
             raise ValueError("the baseline has the student's network; set distill.network instead")
         if self.augment.feeds is not None:
             raise ValueError("augment.feeds is pretraining's; set pretrain instead")
+        if self.augment.pretrain != "contrastive":
+            raise ValueError("augment.pretrain goes with pretrain.method; set that instead")
         self._pixels_fit()
-        if self.distill.init == "finetuned" and self.distill.network != self.pretrain.network:
+        self._networks_fit()
+        if self.distils and self.distill.init == "finetuned" and self.distill.network != self.pretrain.network:
             raise ValueError("distill.init is finetuned, so distill.network must equal pretrain.network")
+        if self.pretrain.method == "mae" and self.finetune.from_head_layer:
+            raise ValueError("pretrain.method is mae, which trains no projection head: set finetune.from_head_layer=0")
         if self.finetune.from_head_layer > self.pretrain.head.layers:
             raise ValueError(
                 f"finetune.from_head_layer is {self.finetune.from_head_layer}, but pretrain.head.layers is "
                 f"{self.pretrain.head.layers}"
             )
         return self
+
+    def _networks_fit(self) -> None:
+        """Refuse images that are no whole patches, and what a ResNet does not know."""
+        side = self.augment.image_size
+        networks: dict[str, Network] = {"pretrain.network": self.pretrain.network}
+        if self.distils:
+            networks["distill.network"] = self.distill.network
+        for name, network in networks.items():
+            if not isinstance(network, ResNetConfig) and side % network.patch:
+                raise ValueError(
+                    f"augment.image_size is {side}, which is no whole number of patches of {network.patch} pixels "
+                    f"({name}.patch)"
+                )
+        rates = {"finetune": self.finetune.drop_path, "self_train": self.self_train.drop_path}
+        dropping = [f"{name}.drop_path" for name, rate in rates.items() if rate > 0]
+        if dropping and isinstance(self.pretrain.network, ResNetConfig) and self.pretrain.init is None:
+            raise ValueError(f"{dropping[0]} is for transformers, and pretrain.network is a ResNet: set it to 0")
+        if self.baseline.drop_path > 0 and isinstance(self._student()["network"], ResNetConfig):
+            raise ValueError("baseline.drop_path is for transformers, and the student is a ResNet: set it to 0")
+        if not self.pretrain.enabled and self.self_train.foreign > 0:
+            raise ValueError(
+                "self_train.foreign compares pretrained features, and pretrain.enabled is false: set it to 0"
+            )
+        mae = self.pretrain.mae
+        if self.pretrain.method == "mae" and not isinstance(self.pretrain.network, ResNetConfig):
+            patches = (side // self.pretrain.network.patch) ** 2
+            if not 0 < int(patches * (1 - mae.mask)) < patches:
+                raise ValueError(
+                    f"pretrain.mae.mask is {mae.mask}, which of {patches} patches leaves none to see or none to draw"
+                )
 
     def _pixels_fit(self) -> None:
         """Refuse what takes pixels for red, green and blue where they are not."""
@@ -130,6 +188,11 @@ class RunConfig(Section):
         if channels == 3:
             return
         colours = [f"augment.{name}.grayscale" for name in RANDOM_VIEWS if views[name].grayscale > 0]
+        whole = [f"augment.{name}.rand_augment" for name in RANDOM_VIEWS if views[name].rand_augment is not None]
+        if whole:
+            raise ValueError(
+                f"data.pixels.channels is {channels}, and {whole[0]} needs red, green and blue: set it to null"
+            )
         for name in RANDOM_VIEWS:
             jitter = views[name].jitter
             if jitter is not None:

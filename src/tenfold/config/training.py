@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from tenfold.config.base import Positive, Probability, Section, Seed
-from tenfold.config.networks import HeadConfig, ResNetConfig
+from tenfold.config.networks import DecoderConfig, HeadConfig, Network, ResNetConfig
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -119,14 +119,25 @@ class InitConfig(Section):
     digest: str | None = Field(None, description="filled in by preflight: the sha256 of its description")
 
 
-class PretrainConfig(TrainConfig):
-    """SimCLR on all training images."""
+class MAEConfig(Section):
+    """Masked autoencoding (He et al. 2022): what is hidden, and what draws it."""
 
+    mask: float = Field(0.75, gt=0, lt=1, description="share of the patches that is hidden")
+    decoder: DecoderConfig = DecoderConfig()
+    normalise: bool = Field(True, description="each patch's pixels to mean 0 and variance 1 before they are compared")
+
+
+class PretrainConfig(TrainConfig):
+    """SimCLR, or masked autoencoding, on all training images."""
+
+    enabled: bool = Field(True, description="false: no pretraining, fine-tuning starts from a fresh network")
+    method: Literal["simclr", "mae"] = "simclr"
     epochs: float | None = 100
-    network: ResNetConfig = Field(ResNetConfig(), description="with init: the one that is there")
+    network: Network = Field(ResNetConfig(), description="with init: the one that is there")
     head: HeadConfig = Field(HeadConfig(), description="with init: its own, if it has one")
     temperature: Positive = 0.5
     memory: MemoryConfig | None = None
+    mae: MAEConfig = MAEConfig()
     init: InitConfig | None = None
     watch: int = Field(0, ge=0, description="how many times kNN accuracy, alignment and uniformity are measured")
     keep: Literal["last", "best"] = Field(
@@ -137,12 +148,29 @@ class PretrainConfig(TrainConfig):
     @property
     def watched(self) -> bool:
         """Whether labelled images are looked at."""
-        return self.watch > 0 and not (self.init and self.init.skip)
+        return self.watch > 0 and self.trains
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained, or else the network passed on as it is."""
+        return self.enabled and not (self.init and self.init.skip)
 
     @model_validator(mode="after")
     def _chosen(self) -> PretrainConfig:
         if self.keep == "best" and not self.watch:
             raise ValueError("keep is best, so watch must say how many points there are to choose from")
+        return self
+
+    @model_validator(mode="after")
+    def _of_the_method(self) -> PretrainConfig:
+        if not self.enabled and self.init is not None:
+            raise ValueError("enabled is false, so there can be no init; init.skip takes an encoder as it is")
+        if self.method == "mae" and self.memory is not None:
+            raise ValueError("method is mae, which has no memory; leave memory out")
+        if self.method == "mae" and isinstance(self.network, ResNetConfig) and self.init is None:
+            raise ValueError(
+                "method is mae, which hides patches: it needs a transformer, for example network.vit=small"
+            )
         return self
 
 
@@ -152,6 +180,9 @@ class SupervisedConfig(TrainConfig):
     steps: int | None = 200
     batch_size: int = Field(64, ge=2)
     label_smoothing: Probability = 0.0
+    mixup: float = Field(0.0, ge=0, le=10, description="alpha of the Beta distribution that shares are drawn from")
+    cutmix: float = Field(0.0, ge=0, le=10, description="alpha for CutMix; with both, half of the batches each")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of a transformer's last block")
     average: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
 
 
@@ -168,23 +199,58 @@ class BaselineConfig(SupervisedConfig):
     The network is the student's: :meth:`RunConfig.resolved` fills the three fields in.
     """
 
-    network: ResNetConfig | None = Field(None, description="the student's")
+    network: Network | None = Field(None, description="the student's")
     head: HeadConfig | None = Field(None, description="the student's")
     from_head_layer: int = Field(0, ge=0, le=8, description="the student's")
 
 
 class SelfTrainConfig(TrainConfig):
-    """EMA-Teacher self-training."""
+    """Self-training on the unlabelled images: EMA-Teacher (Semi-ViT), and what it is compared with."""
 
     enabled: bool = True
+    method: Literal["ema_teacher", "fixmatch", "pseudo_label"] = Field(
+        "ema_teacher",
+        description="who labels weak views: the student's moving average, the student itself, or the fine-tuned "
+        "teacher as it is",
+    )
     steps: int | None = 400
     batch_size: int = Field(64, ge=2, description="labelled images a step")
     ratio: int = Field(4, ge=1, description="unlabelled images for each labelled one (mu)")
     threshold: Probability = Field(0.7, description="confidence above which a pseudo-label counts")
     unlabelled_weight: float = Field(1.0, ge=0, description="weight of the unlabelled loss (lambda)")
-    average: float = Field(0.98, ge=0, lt=1, description="decay of the teacher")
+    average: float | None = Field(
+        None, gt=0, lt=1, description="decay of ema_teacher's teacher; unless set, its half-life is 7% of the steps"
+    )
     patience: int = Field(200, ge=1, description="steps in a row without a pseudo-label after which it stops")
-    align: bool = Field(True, description="distribution alignment with the labelled prior")
+    align: Literal["none", "labelled", "estimated"] = Field(
+        "labelled",
+        description="distribution alignment of the guesses with the labels' class shares, or with the shares that the "
+        "fine-tuned teacher's guesses tell of the unlabelled images",
+    )
+    label_smoothing: Probability = Field(0.0, description="of true and of mixed pseudo-labels")
+    mixup: float = Field(0.0, ge=0, le=10, description="of labelled images, as in finetune")
+    cutmix: float = Field(0.0, ge=0, le=10, description="of labelled images, as in finetune")
+    pseudo_mixup: bool = Field(False, description="mix pseudo-labelled images by how sure their labels are")
+    pseudo_cutmix: Probability = Field(0.5, description="share of these that is mixed by CutMix")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of a transformer's last block")
+    foreign: float = Field(
+        0.0, ge=0, le=0.5,
+        description="filter for images of no known class: share of the known ones that may be lost by it; 0: none",
+    )  # fmt: skip
+    monitor: int = Field(
+        10, ge=0, description="times that the pseudo-labels' health is measured; where they harm, training ends and "
+        "the best teacher is kept; 0: never"
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _of_the_method(self) -> SelfTrainConfig:
+        if self.average is not None and self.method != "ema_teacher":
+            raise ValueError(f"average is ema_teacher's, and method is {self.method}; leave it out")
+        return self
+
+    def decay(self, steps: int) -> float:
+        """Return the teacher's decay in a training of that many steps: by default half of it is 7% of them old."""
+        return self.average if self.average is not None else 0.5 ** (1 / max(1.0, 0.07 * steps))
 
 
 class PropagateConfig(Section):
@@ -200,6 +266,7 @@ class PropagateConfig(Section):
 class PseudoLabelConfig(Section):
     """The teacher's soft labels for every training image."""
 
+    enabled: bool = Field(True, description="the run's: false where nothing is distilled")
     teachers: Literal["last", "both"] = Field(
         "last", description="both: the mean of the fine-tuned and the self-trained teacher"
     )
@@ -213,8 +280,11 @@ class PseudoLabelConfig(Section):
 class DistillConfig(TrainConfig):
     """The student learns the teacher's soft labels (SimCLRv2, equations 2 and 3)."""
 
+    enabled: bool | None = Field(
+        None, description="false: the teacher is the student; unless set, method simclrv2 distils and semi_vit does not"
+    )
     epochs: float | None = 100
-    network: ResNetConfig = ResNetConfig()
+    network: Network = ResNetConfig()
     init: Literal["scratch", "finetuned"] = Field(
         "scratch",
         description="finetuned: start from the fine-tuned teacher, whose network the student then has",

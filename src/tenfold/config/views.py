@@ -97,10 +97,29 @@ class BlurConfig(Section):
 
 
 class EraseConfig(Section):
-    """Random erasing: one rectangle of the given share of the area becomes black."""
+    """Random erasing: one rectangle of the given share of the area becomes black, or noise.
+
+    ``aspect``: of its height to its width, drawn by its logarithm. Noise is normal, with ImageNet's mean and deviation.
+    """
 
     probability: Probability = 0.25
     area: Share = (0.02, 0.2)
+    aspect: Ratio = (1.0, 1.0)
+    fill: Literal["black", "noise"] = "black"
+
+
+class RandAugmentConfig(Section):
+    """RandAugment with timm's "increasing" operations; ``rand-m9-mstd0.5-inc1`` is the default.
+
+    ``operations`` are drawn with replacement, each happens with ``probability``, and its strength is drawn from a
+    normal distribution of mean ``magnitude`` and this ``deviation``, cut to 0 to 10. Turned and moved images are taken
+    between the pixels (timm draws that or bicubic).
+    """
+
+    operations: int = Field(2, ge=1, le=4)
+    magnitude: float = Field(9.0, ge=0, le=10)
+    deviation: float = Field(0.5, ge=0, le=10)
+    probability: Probability = 0.5
 
 
 class ViewConfig(Section):
@@ -112,11 +131,20 @@ class ViewConfig(Section):
     crop: CropConfig | None = CropConfig()
     flip: Probability = Field(0.5, description="probability of a horizontal flip; 0 for digits and text")
     affine: AffineConfig | None = None
+    rand_augment: RandAugmentConfig | None = None
     jitter: JitterConfig | None = None
     grayscale: Probability = 0.0
     blur: BlurConfig | None = None
     erase: EraseConfig | None = None
     pixels: PixelsConfig | None = None
+
+    @property
+    def on_processor(self) -> bool:
+        """Whether it is made by the processor even where a GPU makes the others."""
+        erase = self.erase
+        return self.rand_augment is not None or (
+            erase is not None and (erase.fill == "noise" or erase.aspect != (1.0, 1.0))
+        )
 
 
 class EvalViewConfig(Section):

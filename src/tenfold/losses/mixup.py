@@ -114,7 +114,9 @@ def mix_labelled(
     return mixed.images, mixed_targets(targets, mixed.share, back)
 
 
-def pseudo_mixup(images: Tensor, guesses: Tensor, draws: Draws, smoothing: float) -> PseudoMixed:
+def pseudo_mixup(
+    images: Tensor, guesses: Tensor, draws: Draws, smoothing: float, sure: Tensor | None = None
+) -> PseudoMixed:
     r"""Mix pseudo-labelled images by how sure their labels are (probabilistic pseudo mixup).
 
     .. math:: \lambda_i = \frac{p_i}{p_i + p_{\pi(i)}}, \qquad p_i = \max_c q_i(c)
@@ -126,11 +128,14 @@ def pseudo_mixup(images: Tensor, guesses: Tensor, draws: Draws, smoothing: float
         guesses: the teacher's probabilities q (N, classes).
         draws: partners, and which are mixed by CutMix.
         smoothing: of the one-hot pseudo-labels.
+        sure: p (N,), where it is not the largest probability; an image with 0 is all its partner's.
 
     Source: Semi-ViT, section 3.3, and its official ``mixup.py``.
     """
-    sure, labels = guesses.max(1)
-    share = sure / (sure + sure[draws.partner])
-    mixed = mix(images, share, draws)
+    largest, labels = guesses.max(1)
+    sure = largest if sure is None else sure
+    share = sure / (sure + sure[draws.partner]).clamp_min(torch.finfo(sure.dtype).tiny)
+    # a rectangle that is cut at the image's edge would leave some of an image that must not be seen
+    mixed = mix(images, share, draws._replace(cut=draws.cut & (sure > 0)))
     targets = mixed_targets(smoothed(labels, guesses.shape[1], smoothing), mixed.share, draws.partner)
     return PseudoMixed(mixed.images, targets, torch.maximum(sure, sure[draws.partner]))

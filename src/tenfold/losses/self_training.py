@@ -43,6 +43,29 @@ def align(probabilities: Tensor, running: Tensor, prior: Tensor) -> Tensor:
     return scaled / scaled.sum(1, keepdim=True)
 
 
+def estimated_prior(probabilities: Tensor, prior: Tensor, *, weight: float = 0.05, rounds: int = 200) -> Tensor:
+    r"""Return the class shares (C,) of images by a classifier's guesses about them, by expectation maximisation.
+
+    .. math:: \pi_c \leftarrow (1 - w) \frac1N \sum_i \frac{q_{ic} \, \pi_c / \rho_c}{\sum_k q_{ik} \, \pi_k / \rho_k}
+        + w \rho_c
+
+    Args:
+        probabilities: q (N, C).
+        prior: rho (C,), the shares that the classifier was trained with.
+        weight: w of these, which holds the estimate away from 0.
+        rounds: of the iteration.
+
+    Source: Saerens, Latinne and Decaestecker 2002, section 2.2; w is ours.
+    """
+    q, trained = probabilities.double(), prior.double().clamp_min(1e-6)
+    shares = trained / trained.sum()
+    for _ in range(rounds):
+        scaled = q * (shares / trained)
+        mean = (scaled / scaled.sum(1, keepdim=True).clamp_min(1e-12)).mean(0)
+        shares = (1 - weight) * mean + weight * prior.double()
+    return (shares / shares.sum()).to(prior.dtype)
+
+
 def update_running(running: Tensor, probabilities: Tensor, decay: float = 0.95) -> Tensor:
     """Return the moving average of the mean prediction."""
     return torch.lerp(probabilities.mean(0), running, decay)

@@ -48,7 +48,8 @@ class MaskedAutoencoder(nn.Module):
     """Encoder, and a decoder for pretraining alone.
 
     ``norm`` is the encoder's last layer norm where its features are not a token's: a classifier on the patches' mean
-    has a fresh norm of its own, as in Semi-ViT.
+    has a fresh norm of its own, as in Semi-ViT. Positions are sines and cosines while this is trained; a classifier
+    whose positions are learned begins with these.
     """
 
     def __init__(self, encoder: ViT, width: int = 512, depth: int = 8, heads: int = 16) -> None:
@@ -59,6 +60,7 @@ class MaskedAutoencoder(nn.Module):
         self.side = network.patch_embed.patch_size[0]
         grid = network.patch_embed.grid_size[0]
         network.fc_norm.requires_grad_(False)  # it has no part in this
+        network.pos_embed = nn.Parameter(sine_positions(encoder.features, grid), requires_grad=False)
         self.norm = nn.Identity() if encoder.pool == "token" else LayerNorm(encoder.features)
         self.decoder_embed = nn.Linear(encoder.features, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -81,14 +83,7 @@ class MaskedAutoencoder(nn.Module):
 
     def encode(self, images: Tensor, seen: Tensor) -> Tensor:
         """Return the encoder's tokens (N, 1 + K, width) of normalised images, of which it sees the places ``seen``."""
-        network = self.encoder.network
-        assert network.pos_embed is not None
-        assert network.cls_token is not None
-        tokens = network.patch_embed(images) + network.pos_embed[:, 1:]
-        tokens = tokens.gather(1, seen[:, :, None].expand(-1, -1, tokens.shape[2]))
-        token = network.cls_token + network.pos_embed[:, :1]
-        tokens = network.blocks(torch.cat([token.expand(len(tokens), -1, -1), tokens], 1))
-        normed: Tensor = self.norm(network.norm(tokens))
+        normed: Tensor = self.norm(self.encoder.tokens(images, seen))
         return normed
 
     def decode(self, tokens: Tensor, back: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tenfold.config import Description, HeadConfig, ResNetConfig
 from tenfold.errors import DataError
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
+from tenfold.models.mae import MaskedAutoencoder
 from tenfold.models.norm import BatchNorm
 from tenfold.models.resnet import Block, ResNet
 from tenfold.models.saved import build
@@ -254,6 +255,7 @@ class OfficialCheckpoint:
             pairs.append(Pair("linear.bias", self._classifier.replace("kernel", "bias")))
         with torch.device("meta"):  # the big networks would take minutes to initialise
             model = build(description)
+        assert not isinstance(model, MaskedAutoencoder)
         self._fill(model, pairs)
         return Imported(model.eval(), description)
 

@@ -18,12 +18,16 @@ from tenfold.errors import DataError
 from tenfold.fingerprint import file_digest
 from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
+from tenfold.models.mae import MaskedAutoencoder
 from tenfold.models.resnet import ResNet
 from tenfold.models.timm_encoder import TimmEncoder
 from tenfold.models.vit import ViT
 from tenfold.ranks import rank, whole
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+#: What pretraining yields: an encoder, and what it was trained with.
+Pretrained = SimCLRModel | MaskedAutoencoder
 
 
 def build_encoder(network: ResNetConfig | ViTConfig | TimmConfig, channels: int = 3, image_size: int = 224) -> Encoder:
@@ -41,9 +45,17 @@ def build_encoder(network: ResNetConfig | ViTConfig | TimmConfig, channels: int 
     return ResNet(**network.model_dump(), channels=channels)
 
 
-def build(description: Description) -> SimCLRModel | Classifier:
-    """Return a fresh network of that description."""
+def build(description: Description) -> Pretrained | Classifier:
+    """Return a fresh network of that description.
+
+    Raises:
+        DataError: it lacks something, or its parts do not fit each other.
+    """
     encoder = build_encoder(description.network, description.channels, description.image_size)
+    if description.kind == "mae":
+        if not isinstance(encoder, ViT) or description.decoder is None:
+            raise DataError("the description of a masked autoencoder lacks its transformer or its decoder")
+        return MaskedAutoencoder(encoder, **description.decoder.model_dump())
     head = None
     if description.head is not None:
         head = ProjectionHead(encoder.features, **description.head.model_dump())
@@ -67,7 +79,7 @@ def save(folder: Path, model: nn.Module, description: Description) -> None:
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1))
 
 
-def load(folder: Path) -> tuple[SimCLRModel | Classifier, Description]:
+def load(folder: Path) -> tuple[Pretrained | Classifier, Description]:
     """Read a network, in evaluation mode on the CPU.
 
     Raises:
@@ -88,6 +100,21 @@ def load(folder: Path) -> tuple[SimCLRModel | Classifier, Description]:
     except RuntimeError as error:
         raise DataError(f"the weights in {folder} do not fit their description: {str(error).splitlines()[0]}") from None
     model.eval()
+    return model, description
+
+
+def build_pretrained(description: Description) -> Pretrained:
+    """Return a fresh network of a description that is no classifier's."""
+    model = build(description)
+    assert not isinstance(model, Classifier)
+    return model
+
+
+def load_pretrained(folder: Path) -> tuple[Pretrained, Description]:
+    """Read a network that must be what pretraining yields, not a classifier."""
+    model, description = load(folder)
+    if isinstance(model, Classifier):
+        raise DataError(f"{folder} holds a classifier, not a pretrained encoder")
     return model, description
 
 

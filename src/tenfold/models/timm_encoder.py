@@ -48,7 +48,7 @@ class TimmEncoder(Encoder):
         Raises:
             DataError: the file holds something else, or weights of another network.
         """
-        state = _read(path)
+        state = read_tensors(path)
         classifier = self.network.default_cfg.get("classifier", ())  # type: ignore[union-attr, operator]
         roots = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
         state = {name: tensor for name, tensor in state.items() if not name.startswith(roots)}
@@ -66,7 +66,12 @@ class TimmEncoder(Encoder):
         self.network.load_state_dict(state)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a ``.safetensors`` file, or of a pickle that holds nothing else.
+
+    Raises:
+        DataError: it holds something else, or cannot be read.
+    """
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     try:

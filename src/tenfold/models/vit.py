@@ -94,6 +94,23 @@ class ViT(Encoder):
         pooled: Tensor = self.network(self.normalised(x))
         return pooled
 
+    def tokens(self, images: Tensor, seen: Tensor) -> Tensor:
+        """Return the last block's tokens (N, 1 + K, width) of normalised images of which only some patches are seen.
+
+        Args:
+            images: (N, channels, S, S).
+            seen: places (N, K) of the patches, counted row by row.
+        """
+        network = self.network
+        assert network.pos_embed is not None
+        assert network.cls_token is not None
+        tokens = network.patch_embed(images) + network.pos_embed[:, 1:]
+        tokens = tokens.gather(1, seen[:, :, None].expand(-1, -1, tokens.shape[2]))
+        token = network.cls_token + network.pos_embed[:, :1]
+        tokens = network.blocks(torch.cat([token.expand(len(tokens), -1, -1), tokens], 1))
+        normed: Tensor = network.norm(tokens)
+        return normed
+
     def layer_of(self, name: str) -> int:
         """See :class:`Encoder`: the embeddings are layer 0, then a layer a block; what pools goes with the head."""
         parts = name.removeprefix("network.").split(".")

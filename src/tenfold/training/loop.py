@@ -77,6 +77,8 @@ def fit(
             work.spent.append(float(saved.values["spent"]))
             way = kept_way(saved.values["way"], config, saved.values["surroundings"]["world_size"])
         else:
+            if rank() > 0:  # ranks began alike, and shall not draw alike
+                torch.manual_seed(torch.initial_seed() + rank())
             way = choose_way(config, objective, feed.peek(), steps, device, work.reporter)
         replica.take(way)
         curves, began, last_saved = _Curves(training, steps, work, phase), time.monotonic(), time.monotonic()
@@ -92,12 +94,15 @@ def fit(
             replica.follow()
             score = curves.add(step + 1, figures, feed)
             due = time.monotonic() - last_saved > work.environment.checkpoint_seconds
-            ends, due = any_of(told.is_set(), due)
-            if step + 1 == steps or ends or due or score is not None:
+            ends, due, over = any_of(told.is_set(), due, objective.done())
+            if step + 1 == steps or ends or due or over or score is not None:
                 spent = time.monotonic() - began + sum(work.spent)
                 values = {"spent": spent, "way": way.record(), "surroundings": now}
-                checkpoints.save(training.capture(step + 1, values, score))
+                # a training that is over counts as done to its end, for whatever starts from its checkpoint
+                checkpoints.save(training.capture(steps if over else step + 1, values, score))
                 last_saved = time.monotonic()
+            if over:
+                break
             if ends and step + 1 < steps:
                 checkpoints.wait()
                 raise InterruptedTrainingError(

@@ -1,4 +1,4 @@
-"""What the loop trains: contrastive, supervised, self-training and distillation objectives, and what they share."""
+"""What the loop trains: contrastive, masked, supervised and distillation objectives, and what all share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from tenfold.augment.stream import Batch
 from tenfold.config import MemoryConfig
-from tenfold.errors import NoPseudoLabelsError
 from tenfold.losses.distillation import distillation, sharpen, soften
+from tenfold.losses.mae import masked_error
+from tenfold.losses.mixup import mix_labelled
 from tenfold.losses.momentum_contrast import momentum_contrast
 from tenfold.losses.nt_xent import nt_xent, unit
-from tenfold.losses.self_training import align, pseudo_label_loss, update_running
 from tenfold.models.heads import Classifier, SimCLRModel
-from tenfold.ranks import all_gather, mean
+from tenfold.models.mae import MaskedAutoencoder, masking, patches
+from tenfold.models.saved import Pretrained
+from tenfold.ranks import all_gather
 from tenfold.training.average import Average
 from tenfold.training.watch import Watch, alignment, spread, uniformity
 
@@ -66,14 +68,72 @@ class Objective(nn.Module):
         """Return what speaks against the figures of a point of the curves, told once a start; None: nothing does."""
         return None
 
+    def done(self) -> bool:
+        """Tell whether training ends here, before its last step."""
+        return False
 
-class Contrastive(Objective):
+
+class _Pretraining(Objective):
+    """A network that is pretrained, and watched where that is asked for."""
+
+    score = "knn_accuracy"
+
+    def __init__(self, model: Pretrained, watch: Watch | None) -> None:
+        super().__init__()
+        self.model, self.watch = model, watch
+
+    def trained(self) -> list[nn.Module]:
+        """See :class:`Objective`."""
+        return [self.model]
+
+    def observe(self, step: int, steps: int, *, point: bool) -> dict[str, float]:
+        """See :class:`Objective`."""
+        due = self.watch is not None and self.watch.due(step, steps)
+        return {"knn_accuracy": self.watch.measure(self.model)} if due and self.watch is not None else {}
+
+    def result(self) -> Pretrained:
+        """Return the network that the training yields."""
+        chosen = self.watch.chosen() if self.watch is not None else None
+        return chosen if chosen is not None else self.model
+
+
+class Masked(_Pretraining):
+    """Masked autoencoding: most patches of an image are hidden, and drawn from the others. ``train`` brings one view.
+
+    Source: He et al. 2022, section 3.
+    """
+
+    def __init__(
+        self, model: MaskedAutoencoder, mask: float, watch: Watch | None = None, *, normalise: bool = True
+    ) -> None:
+        """Set up.
+
+        Args:
+            model: encoder and decoder.
+            mask: share of the patches that is hidden.
+            watch: measures the features now and then.
+            normalise: each patch's pixels before they are compared.
+        """
+        super().__init__(model, watch)
+        self.model: MaskedAutoencoder
+        self.mask, self.normalise = mask, normalise
+
+    def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
+        """See :class:`Objective`; which patches are hidden is drawn by the CPU, whose generator checkpoints hold."""
+        view = batches["train"].views[0]
+        images = self.model.encoder.normalised(view)
+        wanted = patches(images, self.model.side)
+        mask = masking(torch.rand(wanted.shape[:2]).to(view.device), self.mask)
+        drawn = self.model(images, mask)
+        with torch.autocast(view.device.type, enabled=False):
+            return masked_error(wide(drawn), wanted, mask.masked, normalise=self.normalise), {}
+
+
+class Contrastive(_Pretraining):
     """SimCLR: two views of each image attract each other. Stream ``train`` brings two views.
 
     With a memory the negatives are a momentum encoder's keys, of this batch and of a queue (SimCLRv2).
     """
-
-    score = "knn_accuracy"
 
     def __init__(
         self, model: SimCLRModel, temperature: float, memory: MemoryConfig | None = None, watch: Watch | None = None
@@ -86,8 +146,9 @@ class Contrastive(Objective):
             memory: queue and momentum; None: the batch's own views are the negatives.
             watch: measures the features now and then.
         """
-        super().__init__()
-        self.model, self.temperature, self.watch = model, temperature, watch
+        super().__init__(model, watch)
+        self.model: SimCLRModel
+        self.temperature = temperature
         self.momentum: Average | None = None
         self._views: tuple[Tensor, Tensor] | None = None
         if memory is not None:
@@ -99,10 +160,6 @@ class Contrastive(Objective):
             self.queue: Tensor
             self.oldest: Tensor
 
-    def trained(self) -> list[nn.Module]:
-        """See :class:`Objective`."""
-        return [self.model]
-
     def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
         """NT-Xent of the batch; both views pass the network together, so they share its batch statistics."""
         first, second = batches["train"].views
@@ -113,12 +170,12 @@ class Contrastive(Objective):
             with torch.no_grad():
                 keys = self.momentum.model(together)
         with torch.autocast(z.device.type, enabled=False):  # similarities over a low temperature need float32
-            a, b = torch.split(_wide(z), len(first))
+            a, b = torch.split(wide(z), len(first))
             self._views = (a.detach(), b.detach())
             if keys is None:
                 loss, accuracy = nt_xent(a, b, self.temperature)
                 return loss, {"contrast_accuracy": accuracy}
-            one, other = torch.split(_wide(keys), len(first))
+            one, other = torch.split(wide(keys), len(first))
             forth = momentum_contrast(a, other, self.queue, self.temperature)
             back = momentum_contrast(b, one, self.queue, self.temperature)
             self._enqueue(all_gather(unit(one)))
@@ -137,15 +194,12 @@ class Contrastive(Objective):
 
     def observe(self, step: int, steps: int, *, point: bool) -> dict[str, float]:
         """See :class:`Objective`; alignment, uniformity and spread are those of the last batch on this rank."""
-        due = self.watch is not None and self.watch.due(step, steps)
-        if self._views is None or not (point or due):
-            return {}
+        found = super().observe(step, steps, point=point)
+        if self._views is None or not (point or found):
+            return found
         a, b = (unit(view) for view in self._views)
-        found = {"alignment": float(alignment(a, b)), "uniformity": float(uniformity(a[:_UNIFORM_ROWS])),
-                 "spread": float(spread(a))}  # fmt: skip
-        if due and self.watch is not None:
-            found["knn_accuracy"] = self.watch.measure(self.model)
-        return found
+        return {"alignment": float(alignment(a, b)), "uniformity": float(uniformity(a[:_UNIFORM_ROWS])),
+                "spread": float(spread(a)), **found}  # fmt: skip
 
     def concern(self, figures: Mapping[str, float], step: int, steps: int) -> str | None:
         """See :class:`Objective`; tells when all images come to the same features."""
@@ -157,23 +211,18 @@ class Contrastive(Objective):
             "warm-up or a larger batch is the usual cure"
         )
 
-    def result(self) -> SimCLRModel:
-        """Return the network that the training yields."""
-        chosen = self.watch.chosen() if self.watch is not None else None
-        return chosen if chosen is not None else self.model
 
-
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     """Return float32 at least: losses need it."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Return the model's logits in float32 at least, whatever it computes in."""
-    return _wide(model(images.contiguous(memory_format=torch.channels_last)))
+    return wide(model(images.contiguous(memory_format=torch.channels_last)))
 
 
-class _Averaged(Objective):
+class Averaged(Objective):
     """A classifier with, if ``decay`` is above 0, a moving average that is what the training yields."""
 
     warm_up = True
@@ -197,12 +246,15 @@ class _Averaged(Objective):
         return self.average.model if self.average is not None else self.model
 
 
-class Supervised(_Averaged):
-    """Cross-entropy on labelled images. Stream ``labelled`` brings one view."""
+class Supervised(Averaged):
+    """Cross-entropy on labelled images, mixed with each other where that is asked for. ``labelled`` brings one view."""
 
-    def __init__(self, model: Classifier, labels: Tensor, smoothing: float, decay: float) -> None:
+    def __init__(
+        self, model: Classifier, labels: Tensor, smoothing: float, decay: float, *, mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(model, decay)
-        self.smoothing = smoothing
+        self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
         self.register_buffer("labels", labels, persistent=False)
         self.labels: Tensor
 
@@ -210,103 +262,20 @@ class Supervised(_Averaged):
         """See :class:`Objective`."""
         batch = batches["labelled"]
         labels = self.labels[batch.numbers]
-        logits = _logits(self.model, batch.views[0])
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing), {"accuracy": accuracy}
+        if self.mixup or self.cutmix:
+            images, targets = mix_labelled(
+                batch.views[0], labels, self.model.linear.out_features, mixup=self.mixup, cutmix=self.cutmix,
+                smoothing=self.smoothing,
+            )  # fmt: skip
+            logits = logits_of(self.model, images)
+            loss, labels = F.cross_entropy(logits, targets), targets.argmax(1)
+        else:
+            logits = logits_of(self.model, batch.views[0])
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        return loss, {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
 
-class SelfTraining(_Averaged):
-    """EMA-Teacher: the averaged network labels weak views, the student learns them from strong views.
-
-    Streams: ``labelled`` with a strong view, ``unlabelled`` with a weak and a strong one.
-    Source: Semi-ViT, section 3.2; distribution alignment after ReMixMatch.
-    """
-
-    warm_up = False
-
-    def __init__(
-        self, model: Classifier, labels: Tensor, classes: int, threshold: float, weight: float, decay: float, *,
-        alignment: bool, patience: int = 200,
-    ) -> None:  # fmt: skip
-        """Set up.
-
-        Args:
-            model: the student; the teacher is its moving average.
-            labels: class indexes of the labelled split.
-            classes: how many there are.
-            threshold: confidence above which a pseudo-label counts.
-            weight: of the unlabelled loss.
-            decay: of the teacher; 0: the student is its own teacher.
-            alignment: of the guesses with the labels' distribution.
-            patience: steps in a row without any pseudo-label after which training stops.
-        """
-        super().__init__(model, decay)
-        self.threshold, self.weight, self.alignment, self.patience = threshold, weight, alignment, patience
-        self.register_buffer("dry", torch.zeros((), dtype=torch.long))  # steps in a row without a pseudo-label
-        self.register_buffer("confident", torch.zeros(()))  # share of the step's parts so far
-        self.dry: Tensor
-        self.confident: Tensor
-        self.register_buffer("labels", labels, persistent=False)
-        self.register_buffer("prior", torch.bincount(labels, minlength=classes) / len(labels))
-        self.register_buffer("running", torch.full((classes,), 1 / classes))
-        self.labels: Tensor
-        self.prior: Tensor
-        self.running: Tensor
-
-    def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
-        """See :class:`Objective`; labelled and strong views pass the student together."""
-        labelled, unlabelled = batches["labelled"], batches["unlabelled"]
-        weak, strong = unlabelled.views
-        labels = self.labels[labelled.numbers]
-        with torch.no_grad():
-            teacher = self.average.model if self.average is not None else self.model
-            guess = F.softmax(_logits(teacher, weak), dim=1)
-            if self.alignment:
-                self.running.copy_(update_running(self.running, all_gather(guess)))
-                guess = align(guess, self.running, self.prior)
-        logits = _logits(self.model, torch.cat([labelled.views[0], strong]))
-        known, unknown = logits[: len(labels)], logits[len(labels) :]
-        supervised = F.cross_entropy(known, labels)
-        sure, labels_guessed = guess.max(1)
-        pseudo, share = pseudo_label_loss(unknown, labels_guessed, sure, self.threshold)
-        with torch.no_grad():
-            self.confident.add_(mean(share))
-        agreement = (unknown.argmax(1) == guess.argmax(1)).float().mean()
-        figures = {"supervised_loss": supervised, "unlabelled_loss": pseudo, "confident_share": share,
-                   "agreement": agreement}  # fmt: skip
-        return supervised + self.weight * pseudo, {key: value.detach() for key, value in figures.items()}
-
-    def after_step(self) -> None:
-        """See :class:`Objective`; counts the step where no part of it had a pseudo-label."""
-        super().after_step()
-        self.dry.copy_(torch.where(self.confident > 0, 0, self.dry + 1))
-        self.confident.zero_()
-
-    def observe(self, step: int, steps: int, *, point: bool) -> dict[str, float]:
-        """See :class:`Objective`.
-
-        Raises:
-            NoPseudoLabelsError: no pseudo-label counted for longer than the patience.
-        """
-        if point and int(self.dry) >= self.patience:
-            raise NoPseudoLabelsError(
-                f"no pseudo-label reached the threshold {self.threshold} in the last {int(self.dry)} of {step} steps: "
-                "the teacher is sure of nothing. Lower self_train.threshold, fine-tune longer, or leave self-training "
-                "out (self_train.enabled=false)"
-            )
-        return {}
-
-    def concern(self, figures: Mapping[str, float], step: int, steps: int) -> str | None:
-        """See :class:`Objective`; tells when no pseudo-label counts."""
-        if int(self.dry) < max(1, min(self.patience, steps) // 4):
-            return None
-        return (
-            f"no pseudo-label reached the threshold {self.threshold} in the last {int(self.dry)} steps; "
-            "the labelled images alone train the student"
-        )
-
-
-class Distillation(_Averaged):
+class Distillation(Averaged):
     """The student learns the teacher's soft labels, alone or mixed with true labels (SimCLRv2, eq. 2 and 3).
 
     Streams: ``unlabelled`` with one view; ``labelled`` with one view where alpha is below 1.
@@ -342,16 +311,16 @@ class Distillation(_Averaged):
         view = batch.views[0]
         if self._teacher:
             with torch.no_grad():
-                targets = soften(_logits(self._teacher[0].to(view.device), view), self.temperature)
+                targets = soften(logits_of(self._teacher[0].to(view.device), view), self.temperature)
         else:
             targets = self.soft[batch.numbers]
         if self.alpha == 1:
-            logits = _logits(self.model, view)
+            logits = logits_of(self.model, view)
             distilled = distillation(logits, targets, self.temperature)
             loss, supervised = distilled, torch.zeros_like(distilled)
         else:
             known = batches["labelled"].views[0]
-            both = _logits(self.model, torch.cat([view, known]))
+            both = logits_of(self.model, torch.cat([view, known]))
             logits, told = both[: len(view)], both[len(view) :]
             distilled = distillation(logits, targets, self.temperature)
             supervised = F.cross_entropy(told, self.labels[batches["labelled"].numbers])

@@ -9,8 +9,9 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import Block as Transformer
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +21,7 @@ from tenfold.errors import ConfigError
 from tenfold.models.encoder import Encoder
 from tenfold.models.norm import BatchNorm, average_statistics, computed_again
 from tenfold.models.resnet import Block
+from tenfold.models.vit import ViT
 from tenfold.progress import count
 from tenfold.ranks import mean, whole, world_size
 from tenfold.training.average import Average
@@ -129,8 +131,8 @@ class Replica:
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """Let residual blocks keep their input alone, and compute the rest again in the backward pass."""
-    blocks = [module for module in network.modules() if isinstance(module, Block)]
+    """Let blocks keep their input alone, and compute the rest again in the backward pass."""
+    blocks = [module for module in network.modules() if isinstance(module, Block | Transformer)]
     for block in blocks:
         block.forward = wraps(block.forward)(  # type: ignore[method-assign]
             partial(
@@ -138,17 +140,20 @@ def recompute_blocks(network: nn.Module) -> None:
                 context_fn=lambda: (nullcontext(), computed_again()),
             )
         )  # fmt: skip
-    for module in network.modules():  # timm's networks know how to do it themselves
+    for module in network.modules():  # timm's other networks know how to do it themselves
         set_it: Any = getattr(module, "set_grad_checkpointing", None)
-        if set_it is not None:
+        if set_it is not None and not any(isinstance(part, Transformer) for part in module.modules()):
             set_it(True)
 
 
 def _spread(network: nn.Module) -> None:
     """Spread parameters over the ranks: each block's, then each encoder's others, then the rest."""
     modules = list(network.modules())
-    theirs = [getattr(module, "blocks", None) for module in modules]  # where timm's transformers have them
+    # where transformers have them
+    theirs = [getattr(module, name, None) for module in modules for name in ("blocks", "decoder_blocks")]
     blocks = [block for each in theirs if isinstance(each, nn.Sequential | nn.ModuleList) for block in each]
     blocks += [module for module in modules if isinstance(module, Block)]
     for module in [*blocks, *(module for module in modules if isinstance(module, Encoder)), network]:
         fully_shard(module)
+        if isinstance(module, ViT):  # what masked autoencoders call
+            register_fsdp_forward_method(module, "tokens")

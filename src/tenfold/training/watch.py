@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tenfold.evaluation.inference import apply
 from tenfold.evaluation.probes import leave_one_out_accuracy
-from tenfold.models.heads import SimCLRModel
+from tenfold.models.saved import Pretrained
 
 _NEIGHBOURS = 10
 
@@ -61,7 +61,7 @@ class Watch(nn.Module):
     """
 
     def __init__(
-        self, model: SimCLRModel, images: Tensor, labels: NDArray[np.int64], points: int, *, keep_best: bool
+        self, model: Pretrained, images: Tensor, labels: NDArray[np.int64], points: int, *, keep_best: bool
     ) -> None:
         """Set up.
 
@@ -86,7 +86,7 @@ class Watch(nn.Module):
         """Tell whether the network is measured after ``step``."""
         return (step * self._points) // steps > ((step - 1) * self._points) // steps
 
-    def measure(self, model: SimCLRModel) -> float:
+    def measure(self, model: Pretrained) -> float:
         """Return the kNN accuracy on the labelled images of ``model`` as it is now; its mode is left as it was."""
         mode = model.training
         model.eval()
@@ -100,7 +100,7 @@ class Watch(nn.Module):
                 self.best.load_state_dict(model.state_dict())
         return accuracy
 
-    def chosen(self) -> SimCLRModel | None:
+    def chosen(self) -> Pretrained | None:
         """Return the copy that the rule keeps; None where that is the last network."""
         last = float(self.last_accuracy)
         error = (last * (1 - last) / len(self._labels)) ** 0.5
