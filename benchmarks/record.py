@@ -46,7 +46,8 @@ def machine() -> dict[str, Any]:
         model = names[0] if names else model
     packages = ("torch", "torchvision", "nvidia-dali-cuda130", "scikit-learn", "kfp", "mlflow")
     return {
-        "processor": model, "capability": torch.backends.cpu.get_cpu_capability(), "cores": psutil.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "processor": model, "capability": torch.backends.cpu.get_cpu_capability(), "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(), "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
     }  # fmt: skip
