@@ -15,7 +15,6 @@ from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.models.heads import Classifier, SimCLRModel
 from tenfold.models.saved import build, load_pretrained
-from tenfold.models.vit import set_drop_path
 from tenfold.ranks import share, world_size
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
@@ -79,7 +78,10 @@ def run(config: SupervisedConfig, inputs: Inputs, outputs: Outputs, work: Work) 
         assert isinstance(config, FinetuneConfig)
         if config.frozen:
             model.freeze()
-    set_drop_path(model, config.drop_path)
+    if config.drop_path:
+        from tenfold.models.vit import set_drop_path  # timm takes a second to load
+
+        set_drop_path(model, config.drop_path)
     config = config.cut(len(reader), world_size())
     batch = share(config.batch_size, f"{work.stage}.batch_size", config.accumulate)
     stream = partial(ViewStream, reader, [spec], batch, seed, device, work.environment.threads)

@@ -11,16 +11,14 @@ import torch
 
 from tenfold.augment.spec import parse_spec
 from tenfold.augment.stream import ViewStream
-from tenfold.config import Description, HeadConfig, InitConfig, Length, PretrainConfig
+from tenfold.config import Description, HeadConfig, InitConfig, Length, PretrainConfig, ViTConfig
 from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.evaluation.inference import evaluation_images
 from tenfold.fingerprint import digest
-from tenfold.models.heads import Classifier
-from tenfold.models.mae import MaskedAutoencoder
+from tenfold.models.heads import Classifier, SimCLRModel
 from tenfold.models.saved import DESCRIPTION, WEIGHTS, Pretrained, build_pretrained, load
-from tenfold.models.vit import ViT
 from tenfold.ranks import share, world_size
 from tenfold.storage import open_store
 from tenfold.training.device import prepare
@@ -95,10 +93,10 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
             watch = Watch(model, images, labelled.labels(), config.watch, keep_best=config.keep == "best")
         batch = share(config.batch_size, "pretrain.batch_size", config.accumulate)
         objective: Contrastive | Masked
-        if isinstance(model, MaskedAutoencoder):
-            views, objective = [spec], Masked(model, config.mae.mask, watch, normalise=config.mae.normalise)
-        else:
+        if isinstance(model, SimCLRModel):
             views, objective = [spec, spec], Contrastive(model, config.temperature, config.memory, watch)
+        else:
+            views, objective = [spec], Masked(model, config.mae.mask, watch, normalise=config.mae.normalise)
         stream = partial(ViewStream, reader, views, batch, seed, device, work.environment.threads)
         history = fit(objective, {"train": stream}, config, length, device, work)
         kept = objective.result()
@@ -123,7 +121,7 @@ def _start(init: InitConfig, description: Description, work: Work) -> tuple[Pret
         raise DataError(f"the encoder in {init.path} cannot be used: {error}") from None
     if isinstance(model, Classifier):
         raise DataError(f"{init.path} holds a classifier; pretraining starts from an encoder")
-    if isinstance(model.encoder, ViT) and known.image_size != description.image_size:
+    if isinstance(known.network, ViTConfig) and known.image_size != description.image_size:
         raise DataError(
             f"{init.path} is a transformer for images of side {known.image_size}, and augment.image_size is "
             f"{description.image_size}; `tenfold import-checkpoint --image-size` makes one for another side"

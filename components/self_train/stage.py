@@ -24,7 +24,6 @@ from tenfold.evaluation.inference import infer, probabilities
 from tenfold.losses.self_training import estimated_prior
 from tenfold.models.heads import Classifier
 from tenfold.models.saved import load_classifier, load_pretrained
-from tenfold.models.vit import set_drop_path
 from tenfold.progress import count
 from tenfold.ranks import all_gather, rank, share, world_size
 from tenfold.training.device import prepare
@@ -101,7 +100,10 @@ def run(config: SelfTrainConfig, inputs: Inputs, outputs: Outputs, work: Work) -
     _warn(config, decay, length.steps, work)
     with determinism(config.deterministic):
         known, prior, health = _surveyed(config, inputs, model, labelled, unlabelled, device, work)
-    set_drop_path(model, config.drop_path)
+    if config.drop_path:
+        from tenfold.models.vit import set_drop_path  # timm takes a second to load
+
+        set_drop_path(model, config.drop_path)
     objective = SelfTraining(
         model, torch.from_numpy(labelled.labels()), config, decay, prior=prior, known=known, health=health
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tenfold.errors import ConfigError
 
@@ -82,19 +82,28 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
+def is_spread(tensor: Tensor) -> bool:
+    """Tell whether a tensor is spread over the ranks; none is where nobody loaded what does that (it takes seconds)."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that is spread over ranks as a whole one; all ranks must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return cast(Any, tensor).full_tensor() if is_spread(tensor) else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor that is spread over ranks, as a view; a whole one as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return cast(Any, tensor).to_local() if is_spread(tensor) else tensor
 
 
 def placed_like(tensor: Tensor, model: Tensor) -> Tensor:
     """Return a whole ``tensor``, which every rank has, spread over the ranks as ``model`` is."""
-    if not isinstance(model, DTensor):
+    if not is_spread(model):
         return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    model = cast(DTensor, model)
     there = tensor.to(model.device)
     return cast(Tensor, distribute_tensor(there, model.device_mesh, model.placements, src_data_rank=None))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 
 from tenfold.evaluation.probes import unit_length
 
@@ -25,6 +24,8 @@ class Nearness:
 
     def __init__(self, labelled: Floats) -> None:
         """Take in the labelled images' features (n, d), n at least 2."""
+        from sklearn.neighbors import NearestNeighbors  # which takes seconds to load
+
         unit = unit_length(labelled)
         self._search = NearestNeighbors(n_neighbors=2).fit(unit)
         self._among = np.sort(self._search.kneighbors(unit)[0][:, 1])

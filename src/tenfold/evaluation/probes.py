@@ -6,10 +6,6 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
-from sklearn.semi_supervised import LabelSpreading
 
 #: Share of a point's label that comes from its neighbours (alpha), chosen on digits splits kept for tuning.
 _SPREAD = 0.8
@@ -24,6 +20,9 @@ def unit_length(features: Floats) -> Floats:
 
 def logistic_regression(features: Floats, labels: Ints, queries: Floats, classes: int, c: float) -> Floats:
     """Fit on the labelled features (scaled to length 10) and return the queries' class probabilities (Q, classes)."""
+    from sklearn.exceptions import ConvergenceWarning  # which takes seconds to load
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=c, max_iter=2000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -41,6 +40,9 @@ def label_spreading(
     Returns:
         Class probabilities (Q, classes).
     """
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.semi_supervised import LabelSpreading
+
     known = np.concatenate([labels, np.full(len(unlabelled), -1)])
     points = unit_length(np.concatenate([features, unlabelled]))
     neighbours = min(neighbours, len(points) - 1)

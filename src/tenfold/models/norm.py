@@ -69,7 +69,7 @@ class BatchNorm(nn.Module):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         if self.across and world_size() > 1:
-            y, mean, variance = _global_norm(x, self.weight, self.bias, self.eps)
+            y, mean, variance = _global_norm[0](x, self.weight, self.bias, self.eps)
         else:
             mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             y = F.batch_norm(x, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
@@ -98,11 +98,6 @@ def average_statistics(module: nn.Module) -> None:
     buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
     averaged = torch.split(mean(torch.cat(buffers)), [len(buffer) for buffer in buffers])
     torch._foreach_copy_(buffers, list(averaged))
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _global_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
-    return _GlobalNorm.apply(x, weight, bias, eps)
 
 
 class _GlobalNorm(torch.autograd.Function):
@@ -145,3 +140,12 @@ class _GlobalNorm(torch.autograd.Function):
         a, b, c = (each.to(x.dtype).view(shape) for each in (a, b, c))
         dx = torch.addcmul(c, slope, a).addcmul_(x, b)
         return dx, gain_grad, offset_grad, None
+
+
+#: Batch norm over all ranks, as it is called.
+_global_norm: list[Any] = [_GlobalNorm.apply]
+
+
+def leave_uncompiled() -> None:
+    """Keep torch.compile out of the collectives; said where one compiles, since it loads the compiler."""
+    _global_norm[0] = torch.compiler.disable(_GlobalNorm.apply)  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import torch
 from pydantic import ValidationError
@@ -18,16 +19,17 @@ from tenfold.errors import DataError
 from tenfold.fingerprint import file_digest
 from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
-from tenfold.models.mae import MaskedAutoencoder
 from tenfold.models.resnet import ResNet
 from tenfold.models.timm_encoder import TimmEncoder
-from tenfold.models.vit import ViT
 from tenfold.ranks import rank, whole
+
+if TYPE_CHECKING:
+    from tenfold.models.mae import MaskedAutoencoder
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 #: What pretraining yields: an encoder, and what it was trained with.
-Pretrained = SimCLRModel | MaskedAutoencoder
+Pretrained: TypeAlias = Union[SimCLRModel, "MaskedAutoencoder"]
 
 
 def build_encoder(network: ResNetConfig | ViTConfig | TimmConfig, channels: int = 3, image_size: int = 224) -> Encoder:
@@ -39,6 +41,8 @@ def build_encoder(network: ResNetConfig | ViTConfig | TimmConfig, channels: int 
     if isinstance(network, TimmConfig):
         return TimmEncoder(network.timm)
     if isinstance(network, ViTConfig):
+        from tenfold.models.vit import ViT  # timm takes a second to load
+
         if image_size % network.patch:
             raise DataError(f"images of side {image_size} are no whole patches of {network.patch} pixels")
         return ViT(**network.model_dump(), channels=channels, image_size=image_size)
@@ -53,6 +57,9 @@ def build(description: Description) -> Pretrained | Classifier:
     """
     encoder = build_encoder(description.network, description.channels, description.image_size)
     if description.kind == "mae":
+        from tenfold.models.mae import MaskedAutoencoder
+        from tenfold.models.vit import ViT
+
         if not isinstance(encoder, ViT) or description.decoder is None:
             raise DataError("the description of a masked autoencoder lacks its transformer or its decoder")
         return MaskedAutoencoder(encoder, **description.decoder.model_dump())

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
-from tenfold.ranks import own_part, total
+from tenfold.ranks import is_spread, own_part, total
 
 Norms = Callable[[list[Tensor]], Tensor]
 
@@ -59,7 +58,7 @@ class LARS(Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             params, grads = [own_part(p) for p in given], [own_part(p.grad) for p in given if p.grad is not None]
             buffers = [own_part(self.state[p]["momentum_buffer"]) for p in given]
-            norms = _spread_norms if isinstance(given[0], DTensor) else _norms
+            norms = _spread_norms if is_spread(given[0]) else _norms
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             if group["classic"]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
 from tenfold.evaluation.probes import unit_length
@@ -22,6 +21,8 @@ _HARM, _BETTER = 2.0, 1.0
 
 def nearest(features: Floats, others: Floats, count: int) -> Numbers:
     """Return the rows (N, count) of ``others`` (M, d) that lie nearest to each of ``features`` (N, d), by cosine."""
+    from sklearn.neighbors import NearestNeighbors  # which takes seconds to load
+
     found = NearestNeighbors(n_neighbors=min(count, len(others))).fit(unit_length(others))
     return np.asarray(found.kneighbors(unit_length(features), return_distance=False), dtype=np.int64)
 

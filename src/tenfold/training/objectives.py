@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,13 @@ from tenfold.losses.mixup import mix_labelled
 from tenfold.losses.momentum_contrast import momentum_contrast
 from tenfold.losses.nt_xent import nt_xent, unit
 from tenfold.models.heads import Classifier, SimCLRModel
-from tenfold.models.mae import MaskedAutoencoder, masking, patches
 from tenfold.models.saved import Pretrained
 from tenfold.ranks import all_gather
 from tenfold.training.average import Average
 from tenfold.training.watch import Watch, alignment, spread, uniformity
+
+if TYPE_CHECKING:
+    from tenfold.models.mae import MaskedAutoencoder
 
 #: Rows whose pairwise distances tell uniformity.
 _UNIFORM_ROWS = 1024
@@ -120,6 +123,8 @@ class Masked(_Pretraining):
 
     def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
         """See :class:`Objective`; which patches are hidden is drawn by the CPU, whose generator checkpoints hold."""
+        from tenfold.models.mae import masking, patches  # timm takes a second to load
+
         view = batches["train"].views[0]
         images = self.model.encoder.normalised(view)
         wanted = patches(images, self.model.side)

@@ -9,9 +9,7 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block as Transformer
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +19,6 @@ from tenfold.errors import ConfigError
 from tenfold.models.encoder import Encoder
 from tenfold.models.norm import BatchNorm, average_statistics, computed_again
 from tenfold.models.resnet import Block
-from tenfold.models.vit import ViT
 from tenfold.progress import count
 from tenfold.ranks import mean, whole, world_size
 from tenfold.training.average import Average
@@ -115,9 +112,12 @@ class Replica:
             with nullcontext() if last else self._step.no_sync():
                 yield
             return
-        for module in self.objective.modules() if self._config.sharding == "full" else ():
-            if isinstance(module, FSDPModule):
-                module.set_requires_gradient_sync(last, recurse=False)
+        if self._config.sharding == "full":
+            from torch.distributed.fsdp import FSDPModule
+
+            for module in self.objective.modules():
+                if isinstance(module, FSDPModule):
+                    module.set_requires_gradient_sync(last, recurse=False)
         yield
 
     def gradient_norm(self, parameters: list[nn.Parameter]) -> Tensor:
@@ -132,6 +132,8 @@ class Replica:
 
 def recompute_blocks(network: nn.Module) -> None:
     """Let blocks keep their input alone, and compute the rest again in the backward pass."""
+    from timm.models.vision_transformer import Block as Transformer
+
     blocks = [module for module in network.modules() if isinstance(module, Block | Transformer)]
     for block in blocks:
         block.forward = wraps(block.forward)(  # type: ignore[method-assign]
@@ -148,6 +150,10 @@ def recompute_blocks(network: nn.Module) -> None:
 
 def _spread(network: nn.Module) -> None:
     """Spread parameters over the ranks: each block's, then each encoder's others, then the rest."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    from tenfold.models.vit import ViT
+
     modules = list(network.modules())
     # where transformers have them
     theirs = [getattr(module, name, None) for module in modules for name in ("blocks", "decoder_blocks")]

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from tenfold.augment.stream import ViewStream
 from tenfold.errors import ResumeError
-from tenfold.ranks import all_gather, placed_like, rank, whole, world_size
+from tenfold.ranks import all_gather, is_spread, placed_like, rank, whole, world_size
 from tenfold.tracking import Tracker
 from tenfold.training.checkpoint import Checkpoint
 from tenfold.training.objectives import Figures, Objective
@@ -112,7 +111,7 @@ def _of_rank(column: Tensor) -> Tensor:
 def _laid_like(tensor: Tensor, model: Tensor) -> Tensor:
     """Return ``tensor`` spread over the ranks and laid out in memory as ``model`` is; updates of both are then fast."""
     placed = placed_like(tensor, model)
-    return placed if isinstance(model, DTensor) else torch.empty_like(model, dtype=tensor.dtype).copy_(placed)
+    return placed if is_spread(model) else torch.empty_like(model, dtype=tensor.dtype).copy_(placed)
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from tenfold.augment.stream import Batch
 from tenfold.config import TrainConfig
 from tenfold.environment import cores
+from tenfold.models.norm import leave_uncompiled
 from tenfold.progress import Reporter, clock
 from tenfold.ranks import from_first, world_size
 from tenfold.training.objectives import Objective
@@ -125,6 +126,7 @@ def choose_way(
 
 def compile_networks(objective: Objective, *, undo: bool = False) -> None:
     """Compile the trained networks in place, so that the names in their state stay what they are."""
+    leave_uncompiled()
     for network in objective.trained():
         if undo:
             network._compiled_call_impl = None  # torch has no public way back
