@@ -100,8 +100,6 @@ def listed(contract: str, field: str) -> list[str]:
 def test_a_training_stage_loads_nothing_that_takes_seconds_and_that_it_may_not_need(stage: str) -> None:
     """Each task of a run is a process of its own, and of a distributed one each rank."""
     heavy = ["sklearn", "pandas", "timm", "torchvision", "torch._dynamo", "torch.distributed.tensor", "mlflow", "kfp"]
-    script = (
-        f"import sys, tenfold.components.{stage}.stage\nprint([name for name in {heavy!r} if name in sys.modules])"
-    )
+    script = f"import sys, tenfold.components.{stage}.stage\nprint([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
