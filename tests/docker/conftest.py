@@ -46,8 +46,7 @@ def engine() -> Iterator[docker.DockerClient]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     os.environ["DOCKER_HOST"] = address  # for docker's own program, and for KFP's runner
     try:
-        client = docker.DockerClient(address)
-        _wait(client, process, folder / "dockerd.log")
+        client = _answering(address, process, folder / "dockerd.log")
         yield client
         client.close()
     finally:
@@ -56,15 +55,17 @@ def engine() -> Iterator[docker.DockerClient]:
         process.wait(60)
 
 
-def _wait(client: docker.DockerClient, process: subprocess.Popen[bytes], log: Path) -> None:
+def _answering(address: str, process: subprocess.Popen[bytes], log: Path) -> docker.DockerClient:
+    """Return a client as soon as the engine answers one; making it asks already."""
     end = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < end:
         try:
+            client = docker.DockerClient(address)
             client.ping()
         except docker.errors.DockerException:
             time.sleep(0.2)
         else:
-            return
+            return client
     raise AssertionError(f"the Docker engine did not start:\n{log.read_text()[-2000:]}")
 
 
