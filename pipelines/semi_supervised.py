@@ -71,13 +71,13 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
             image_size: Side of a view in pixels.
             method: simclrv2 (a student is distilled) or semi_vit (the self-trained teacher is the result).
             teacher_depth: Depth of the teacher's network, e.g. 18 or 50 of a ResNet.
-            teacher_width: Multiplier of the teacher's channel counts.
-            pretrain_epochs: Length of SimCLR pretraining.
+            teacher_width: Multiplier of a ResNet's channel counts, the teacher's.
+            pretrain_epochs: Length of pretraining.
             temperature: Temperature of the contrastive loss.
             finetune_steps: Length of fine-tuning on the labels.
             self_train_on: true or false, whether the teacher trains itself on unlabelled images.
             threshold: Confidence above which a pseudo-label counts in self-training.
-            student_depth: Depth of the student's ResNet.
+            student_depth: Depth of the student's ResNet, where one is distilled.
             student_width: Multiplier of the student's channel counts.
             distill_epochs: Length of distillation.
             distill_temperature: Temperature of the soft labels.

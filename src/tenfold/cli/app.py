@@ -239,7 +239,7 @@ def _download(model: str, folder: Path) -> Path:
 
 @app.command("import-checkpoint")
 def import_checkpoint(
-    source: Annotated[Path, typer.Argument(help="TensorFlow checkpoint of google-research/simclr, or timm weights.")],
+    source: Annotated[Path, typer.Argument(help="TensorFlow checkpoint of SimCLR, or weights of MAE or timm.")],
     output: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.")],
     average: Annotated[bool, typer.Option(help="The moving average's copy (ema_model/).")] = False,
     from_head_layer: Annotated[
@@ -275,7 +275,8 @@ def import_checkpoint(
             raise ConfigError("--classes names a classifier's outputs: give --from-head-layer too")
         names = _class_names(classes) if classes is not None else None
         description = import_official(source, output, average, from_head_layer, names, image_size)
-    console.print(f"wrote {output}: {description.kind}, {description.network!r}", highlight=False, markup=False)
+    what = "classifier" if description.kind == "classifier" else "encoder"
+    console.print(f"wrote {output}: {what}, {description.network!r}", highlight=False, markup=False)
 
 
 def _class_names(file: Path) -> list[str]:

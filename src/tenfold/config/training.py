@@ -245,7 +245,7 @@ class SelfTrainConfig(TrainConfig):
     @model_validator(mode="after")
     def _of_the_method(self) -> SelfTrainConfig:
         if self.average is not None and self.method != "ema_teacher":
-            raise ValueError(f"average is ema_teacher's, and method is {self.method}; leave it out")
+            raise ValueError(f"average is ema_teacher's, and method is {self.method}; set self_train.average=null")
         return self
 
     def decay(self, steps: int) -> float:

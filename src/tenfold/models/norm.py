@@ -69,7 +69,7 @@ class BatchNorm(nn.Module):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         if self.across and world_size() > 1:
-            y, mean, variance = _global_norm[0](x, self.weight, self.bias, self.eps)
+            y, mean, variance = _global_norm(x, self.weight, self.bias, self.eps)
         else:
             mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             y = F.batch_norm(x, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
@@ -142,10 +142,14 @@ class _GlobalNorm(torch.autograd.Function):
         return dx, gain_grad, offset_grad, None
 
 
-#: Batch norm over all ranks, as it is called.
-_global_norm: list[Any] = [_GlobalNorm.apply]
+#: What computes batch norm over all ranks; the compiler may have been told to leave it alone.
+_computes: list[Any] = [_GlobalNorm.apply]
+
+
+def _global_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
+    return _computes[0](x, weight, bias, eps)
 
 
 def leave_uncompiled() -> None:
     """Keep torch.compile out of the collectives; said where one compiles, since it loads the compiler."""
-    _global_norm[0] = torch.compiler.disable(_GlobalNorm.apply)  # type: ignore[no-untyped-call]
+    _computes[0] = torch.compiler.disable(_GlobalNorm.apply)  # type: ignore[no-untyped-call]

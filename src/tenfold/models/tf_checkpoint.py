@@ -100,7 +100,10 @@ def _prefix(path: Path) -> Path:
     if path.suffix == ".index":
         path = path.with_suffix("")
     if not path.with_name(path.name + ".index").is_file():
-        raise DataError(f"there is no TensorFlow checkpoint {path}: {path.name}.index is missing")
+        raise DataError(
+            f"there is no TensorFlow checkpoint {path}: {path.name}.index is missing (weights of a timm model need "
+            "--timm, a transformer of MAE or Semi-ViT --vit)"
+        )
     return path
 
 
