@@ -7,7 +7,7 @@ def finetune(
     config: str, dataset: str, views: str, evaluation: str, encoder: dsl.Input[dsl.Model],
     classifier: dsl.Output[dsl.Model],
 ):  # fmt: skip
-    """Fine-tune the pretrained encoder on the labelled images, from the middle of its projection head."""
+    """Fine-tune the pretrained encoder on the labelled images, with the layers of its head that are kept."""
     from pathlib import Path
 
     from tenfold.execution import execute

@@ -4,7 +4,7 @@ from kfp import dsl
 
 
 def pretrain(config: str, dataset: str, watched: str, views: str, evaluation: str, encoder: dsl.Output[dsl.Model]):
-    """Pretrain encoder and projection head on all training images, without labels (SimCLR).
+    """Pretrain an encoder on all training images, without labels (SimCLR or masked autoencoding).
 
     ``watched`` is empty unless labelled images tell how well the features do.
     """
