@@ -85,6 +85,7 @@ def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return run(tmp_path_factory.mktemp("local") / "home", str(images))
 
 
+@pytest.mark.slow
 def test_damaged_files_are_quarantined_with_their_reasons_and_the_run_completes(local: dict[str, Any]) -> None:
     for path, reason in {
         "a/empty.jpg": "empty file", "a/cut.jpg": "truncated", "a/page.jpg": "a web page (HTML)",

@@ -36,13 +36,13 @@ MIXED = {
 }  # fmt: skip
 FEW = [
     Case("pretrain", "dali", 1, 1, MEMORY),
-    Case("finetune", "torchvision", 2, 1, {}),
+    Case("finetune", "torchvision", 1, 1, {}),
 ]
 MANY = [
     Case("pretrain", "torchvision", 1, 3, MEMORY),
     Case("pretrain", "dali", 2, 3, MEMORY),
     Case("pretrain", "dali", 2, 2, {"batch_norm": "local", "accumulate": 2, "checkpoint_activations": True}),
-    Case("finetune", "dali", 1, 3, {"average": 0.9}),
+    Case("finetune", "dali", 2, 3, {"average": 0.9}),
     Case("distill", "dali", 1, 3, {"alpha": 0.5}),
     Case("distill", "torchvision", 2, 3, {}),
     Case("self_train", "dali", 2, 2, {}),

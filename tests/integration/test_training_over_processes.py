@@ -133,7 +133,7 @@ def test_a_batch_that_the_processes_cannot_share_is_one_clear_message_and_no_new
 def test_sigterm_reaches_the_ranks_which_save_the_same_step_and_the_task_says_again(
     digits: Dataset, made: Made, tmp_path: Path
 ) -> None:
-    task = Task("baseline", digits, made, tmp_path / "ended", processes=2, steps=400)
+    task = Task("baseline", digits, made, tmp_path / "ended", processes=2, steps=150)
     process = task.start()
     task.checkpoint(process, 3)
     process.send_signal(signal.SIGTERM)
@@ -192,6 +192,7 @@ def fake(tmp_path: Path) -> Iterator[FakeKubernetes]:
         yield each
 
 
+@pytest.mark.slow
 def test_a_trainjob_s_pods_get_their_inputs_and_leave_their_result_through_the_store(
     fake: FakeKubernetes, digits: Dataset, made: Made, tmp_path: Path
 ) -> None:
