@@ -18,13 +18,25 @@ def as_parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def from_parquet(store: Store, key: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file of the store.
+def open_parquet(data: bytes) -> pq.ParquetFile:
+    """Open a Parquet file's bytes for reading in this thread; readers must ask for no threads of Arrow's either.
+
+    A thread of Arrow's that lets go of Python's bytes while the process ends aborts it (apache/arrow issue 34314).
 
     Raises:
-        DataError: it is none.
+        pyarrow.ArrowInvalid: it is none.
+    """
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+
+
+def from_parquet(store: Store, key: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file of the store, the ``columns`` in their order.
+
+    Raises:
+        DataError: it is none, or lacks a column.
     """
     try:
-        return pq.read_table(pa.BufferReader(store.read(key)), columns=columns)
-    except pa.ArrowInvalid as error:
+        table = open_parquet(store.read(key)).read(columns, use_threads=False)
+        return table if columns is None else table.select(columns)
+    except (pa.ArrowInvalid, KeyError) as error:
         raise DataError(f"{store.uri}/{key} is damaged: {error}; delete it and run the shard stage again") from None

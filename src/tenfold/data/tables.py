@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from tenfold.data.parquet import open_parquet
 from tenfold.errors import DataError, did_you_mean
 
 Split = Literal["train", "test"]
@@ -78,7 +78,7 @@ def _csv(data: bytes, where: str) -> tuple[list[str], Iterator[tuple[int, Mappin
 
 def _parquet(data: bytes, where: str) -> tuple[list[str], Iterator[tuple[int, Mapping[str, str]]]]:
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+        file = open_parquet(data)
     except pa.ArrowInvalid as error:
         raise DataError(f"{where} is no valid Parquet file: {error}") from None
     nested = [field.name for field in file.schema_arrow if pa.types.is_nested(field.type)]
@@ -87,7 +87,7 @@ def _parquet(data: bytes, where: str) -> tuple[list[str], Iterator[tuple[int, Ma
 
     def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
         number = 0
-        for batch in file.iter_batches(65_536):
+        for batch in file.iter_batches(65_536, use_threads=False):
             for row in batch.to_pylist():
                 number += 1
                 yield number, {key: None if value is None else str(value) for key, value in row.items()}
