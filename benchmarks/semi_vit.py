@@ -20,19 +20,17 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from cifar10 import Grid, interval
+from grid import Grid, interval, top1
 from record import RESULTS, current_commit, write_result
 
-from tenfold.environment import Environment, allocator
+from tenfold.augment.spec import resolve_specs
+from tenfold.config import RunConfig, load_config
 
 PRESET, SUBSETS = "cifar10-vit-cpu", 3
 #: Name → what it says, and its settings.
@@ -77,62 +75,10 @@ class Bench(Grid):
         aside.rename(folder)
         return folder
 
-    def config(self, pool: str, subset: int, *more: str) -> Any:
+    def config(self, pool: str, subset: int, *more: str) -> RunConfig:
         """Return the resolved configuration of a pool and subset."""
-        from tenfold.config import load_config
-
         sets = [f"data.source={self.pool(pool)}", f"seed={subset}", f"data.labels.seed={subset}", *more]
         return load_config(PRESET, assignments=sets).resolved()
-
-    def parts(self, name: str, config: Any, threads: int) -> tuple[Any, Any, Any]:
-        """Return data set, views and a place to work for the cell ``name``."""
-        from dataclasses import replace
-
-        from tenfold.augment.spec import resolve_specs
-        from tenfold.data.build import build_dataset
-        from tenfold.data.sources import open_source
-        from tenfold.progress import Reporter
-        from tenfold.storage import open_store
-        from tenfold.work import Work
-
-        uri = (self.home / "store").as_uri()
-        environment = replace(Environment.read(), home=self.home / "made" / name, store=uri, threads=threads)
-        environment.home.mkdir(parents=True, exist_ok=True)
-        store = open_store(uri)
-        dataset, _ = build_dataset(open_source(config.data.source), config.data, store)
-        reporter = Reporter(name, environment.home / "events.jsonl")
-        return dataset, resolve_specs(config.augment), Work(name, name, store, environment, reporter)
-
-    def made(self, name: str) -> Path:
-        """Return the folder of the network that a cell left."""
-        return self.home / "made" / name / "network"
-
-    def measure(self, name: str, dataset: Any, specs: Any, work: Any) -> float:
-        """Return the accuracy of a cell's network on the test images."""
-        import torch
-
-        from tenfold.data.reader import SplitReader
-        from tenfold.evaluation.inference import infer, probabilities
-        from tenfold.models.saved import load_classifier
-
-        reader, (model, _) = SplitReader(dataset, "test", work.cache), load_classifier(self.made(name))
-        look = {"p": probabilities(model)}
-        found = infer(look, reader, specs.evaluation, list(range(len(reader))), torch.device("cpu"))["p"]
-        return float((found.argmax(1) == reader.labels()).mean())
-
-
-def pretrain_encoder(bench: Bench) -> None:
-    """Pretrain the one encoder, on every core."""
-    from tenfold.components.pretrain import stage as pretrain
-
-    start, config = time.monotonic(), bench.config("all", 0)
-    dataset, specs, work = bench.parts("encoder", config, Environment.read().threads)
-    watched = dataset.uri if config.pretrain.watched else None
-    inputs = pretrain.Inputs(dataset.uri, specs.pretrain.encoded(), specs.evaluation.encoded(), watched)
-    pretrain.run(config.pretrain, inputs, pretrain.Outputs(bench.made("encoder")), work)
-    points = json.loads((bench.made("encoder") / "history.json").read_text())
-    watched_points = [point for point in points if "knn_accuracy" in point]
-    bench.keep("encoder", {"watched": watched_points, "seconds": time.monotonic() - start})
 
 
 def finetune_teacher(bench: Bench, name: str, pool: str, subset: int) -> None:
@@ -140,12 +86,13 @@ def finetune_teacher(bench: Bench, name: str, pool: str, subset: int) -> None:
     from tenfold.components.finetune import stage as finetune
 
     start, config = time.monotonic(), bench.config(pool, subset)
-    dataset, specs, work = bench.parts(name, config, 1)
+    dataset, work = bench.work("finetune", name, config, 1)
+    specs = resolve_specs(config.augment)
     views = specs.finetune.encoded(), specs.evaluation.encoded()
     inputs = finetune.Inputs(dataset.uri, *views, bench.made("encoder"))
     finetune.run(config.finetune, inputs, finetune.Outputs(bench.made(name)), work)
-    top1 = bench.measure(name, dataset, specs, work)
-    bench.keep(name, {"top1": top1, "seconds": time.monotonic() - start})
+    accuracy = top1(bench.made(name), dataset, config, work)
+    bench.keep(name, {"top1": accuracy, "seconds": time.monotonic() - start})
 
 
 def self_train_teacher(bench: Bench, name: str, teacher: str, pool: str, subset: int, sets: list[str]) -> None:
@@ -153,7 +100,8 @@ def self_train_teacher(bench: Bench, name: str, teacher: str, pool: str, subset:
     from tenfold.components.self_train import stage as self_train
 
     start, config = time.monotonic(), bench.config(pool, subset, *sets)
-    dataset, specs, work = bench.parts(name, config, 1)
+    dataset, work = bench.work("self_train", name, config, 1)
+    specs = resolve_specs(config.augment)
     inputs = self_train.Inputs(
         dataset.uri, specs.weak.encoded(), specs.strong.encoded(), specs.evaluation.encoded(), bench.made(teacher),
         bench.made("encoder"),
@@ -163,9 +111,9 @@ def self_train_teacher(bench: Bench, name: str, teacher: str, pool: str, subset:
     told = [e["text"] for e in map(json.loads, events) if e["kind"] in {"note", "warning"}]
     points = json.loads((bench.made(name) / "history.json").read_text())
     figures = {key: points[-1][key] for key in ("confident_share", "agreement") if key in points[-1]}
-    top1 = bench.measure(name, dataset, specs, work)
+    accuracy = top1(bench.made(name), dataset, config, work)
     seconds = time.monotonic() - start
-    bench.keep(name, {"top1": top1, "steps": points[-1]["step"], **figures, "told": told, "seconds": seconds})
+    bench.keep(name, {"top1": accuracy, "steps": points[-1]["step"], **figures, "told": told, "seconds": seconds})
 
 
 def cells() -> list[str]:
@@ -179,7 +127,7 @@ def cells() -> list[str]:
 def run_cell(bench: Bench, name: str) -> None:
     """Run one cell by its name."""
     if name == "encoder":
-        pretrain_encoder(bench)
+        bench.pretrain(bench.config("all", 0))
         return
     method, pool, subset = name.split(".")
     if method == "finetuned":
@@ -194,7 +142,7 @@ def run_cell(bench: Bench, name: str) -> None:
 
 def summarize(bench: Bench) -> dict[str, Any]:
     """Return the result file's content from the cells."""
-    held = {path.stem: json.loads(path.read_text()) for path in sorted(bench.cells.glob("*.json"))}
+    held = bench.results()
 
     def values(method: str, pool: str) -> list[float]:
         return [held[f"{method}.{pool}.{subset}"]["top1"] for subset in range(SUBSETS)]
@@ -256,28 +204,10 @@ def main() -> None:
     if options.cell:
         run_cell(bench, options.cell)
         return
-    begun, threads = time.monotonic(), Environment.read().threads
     for pool in POOLS:
         bench.pool(pool)
-
-    def work(name: str, threads: int = 1) -> None:
-        if bench.held(name):
-            return
-        start = time.monotonic()
-        with (bench.home / f"{name}.txt").open("a") as output:
-            command = [sys.executable, __file__, str(options.archive), "--home", str(bench.home), "--cell", name]
-            environment = {**allocator(), "OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
-            subprocess.run(command, env=environment, check=True, stdout=output, stderr=subprocess.STDOUT)
-        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
-
-    try:
-        work("encoder", threads)
-        tuned = [name for name in cells() if name.startswith("finetuned.")]
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, tuned))
-            list(pool.map(work, [name for name in cells() if name not in tuned]))
-    finally:
-        bench.spend(time.monotonic() - begun)
+    tuned = [name for name in cells() if name.startswith("finetuned.")]
+    bench.run(options.archive, tuned, [name for name in cells() if name not in tuned])
     result = summarize(bench)
     path = write_result("semi_vit", {"what": __doc__, **result}, commit)
     draw(result, RESULTS / "semi_vit.png")

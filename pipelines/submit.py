@@ -11,7 +11,6 @@ from typing import Any
 
 import kfp_server_api as api
 
-from tenfold.config import load_config
 from tenfold.errors import ConfigError, did_you_mean
 from tenfold.pipelines.connection import Connection
 from tenfold.pipelines.refusals import KubeflowError
@@ -28,13 +27,19 @@ class Submitted:
     tasks: frozenset[str]
 
 
-def check_form(preset: str, overrides: str) -> list[str]:
-    """Check a run's configuration as far as that goes without its data, and return what is worth a warning.
+def check_form(values: Mapping[str, str]) -> list[str]:
+    """Check the configuration that a form's values make as far as that goes without data; return what to warn of.
+
+    Values that no form of ours knows are left to :func:`check_parameters`.
 
     Raises:
         ConfigError: every fault of the configuration at once, or an address that means nothing in a pod.
     """
-    config = load_config(preset or None, text=overrides)
+    from tenfold.components.preflight.stage import FORM, RETRAIN_FORM, Request
+
+    places = {**FORM, **RETRAIN_FORM}
+    known = {places[field]: value for field, value in values.items() if field in places}
+    config = Request(values["preset"], values["overrides"], known).load()
     if not config.data.source:
         raise ConfigError("data.source is not set: name s3://bucket/prefix, or digits")
     addresses = {"data.source": config.data.source, "data.labels.file": config.data.labels.file}

@@ -101,19 +101,27 @@ class Request:
         """
         return cls(given["preset"], given["overrides"], {place: given[field] for field, place in form.items()})
 
-    def resolve(self) -> RunConfig:
-        """Return the run's configuration.
+    def load(self) -> RunConfig:
+        """Return the configuration that is asked for, as far as it can be known anywhere.
 
         Raises:
             ConfigError: every fault at once.
         """
         given = {place: value.strip() for place, value in self.values.items() if value.strip()}
-        config = load_config(
+        return load_config(
             self.preset or None,
             text=self.overrides,
             assignments=[f"{place}={value}" for place, value in given.items() if place not in TEXTS],
             texts={place: value for place, value in given.items() if place in TEXTS},
         )
+
+    def resolve(self) -> RunConfig:
+        """Return the run's configuration, with what is decided where it runs.
+
+        Raises:
+            ConfigError: every fault at once.
+        """
+        config = self.load()
         # Decided here, once, so that every stage and every retry sees the same.
         if not config.data.source:
             raise ConfigError("data.source is not set: name a folder of images, s3://bucket/prefix, or digits")

@@ -239,6 +239,15 @@ def test_no_wait_returns_when_the_run_is_made(kubeflow: FakeKubeflow, call: Call
     assert next(iter(kubeflow.experiments.values()))["display_name"] == "tenfold"
 
 
+def test_a_preset_that_lacks_what_a_field_of_the_form_brings_is_whole(
+    kubeflow: FakeKubeflow, call: Call, uploaded: str
+) -> None:
+    done = call("submit", "--no-wait", "--preset", "images", "--param", "source=s3://bucket/images")
+    assert done.returncode == 0, done.stderr
+    (sent,) = kubeflow.bodies("run_service_create_run")
+    assert sent["body"]["runtime_config"]["parameters"]["source"] == "s3://bucket/images"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -247,6 +256,8 @@ def test_no_wait_returns_when_the_run_is_made(kubeflow: FakeKubeflow, call: Call
         (["--set", "data.source=images"], "data.source: 'images' is a path from this folder"),
         (["--preset", "images"], "data.source is not set"),
         (["--param", "seed"], "--param seed: it must be name=value"),
+        (["--param", "temperature=-1"], "pretrain.temperature"),
+        (["--preset", "images", "--param", "source=images"], "data.source: 'images' is a path from this folder"),
     ],
 )
 def test_a_wrong_configuration_is_refused_before_anything_is_sent(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from cifar10 import interval, labels_saved
+from cifar10 import labels_saved
+from grid import interval
 
 CURVE = {50: 0.40, 100: 0.50, 250: 0.65, 500: 0.75}
 

@@ -172,14 +172,14 @@ def form(preset: str | None, file: Path | None, sets: list[str] | None, paramete
     from tenfold.pipelines.submit import check_form
 
     given = request(preset, file, sets)
-    for warning in check_form(given.preset, given.overrides):
-        say(f"warning: {warning}")
     values = {"preset": given.preset, "overrides": given.overrides}
     for each in parameters or []:
         name, equals, value = each.partition("=")
         if not equals or not name or name in values:
             raise ConfigError(f"--param {each}: it must be name=value, and preset and overrides have their own options")
         values[name] = value
+    for warning in check_form(values):
+        say(f"warning: {warning}")
     return values
 
 
