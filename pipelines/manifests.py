@@ -19,9 +19,9 @@ from tenfold.errors import ConfigError
 
 API_VERSION = "pipelines.kubeflow.org/v2beta1"
 _HEADER = """\
-# Made by `make compiled` from pipelines/compiled/semi_supervised.yaml, whose images are placeholders; docs/install.md
-# says how to make it from your own. KFP's API server reads Pipeline and PipelineVersion where it runs with
-# --pipelinesStoreKubernetes; elsewhere use `tenfold upload`.
+# Made by tenfold.pipelines.manifests from a compiled pipeline, with its images; docs/install.md says how to make it from
+# your own (the images of the repository's are placeholders, which no registry holds). KFP's API server reads Pipeline
+# and PipelineVersion where it runs with --pipelinesStoreKubernetes; elsewhere use `tenfold upload`.
 """
 
 
