@@ -44,6 +44,15 @@ def sets(grid: Grid, subset: int) -> list[str]:
     return [f"data.source={grid.images}", f"seed={subset}", f"data.labels.seed={subset}"]
 
 
+def settings(name: str) -> dict[str, Any]:
+    """Return what a cell depends on."""
+    config = load_config(PRESET).resolved().model_dump()
+    kind, *numbers = name.split("-")
+    used = {"encoder": ("augment", "pretrain"), "supervised": ("augment", "baseline")}.get(kind, tuple(config))
+    steps = {"steps": STEPS[int(numbers[0])]} if kind == "supervised" else {}
+    return {"cell": name, **{section: config[section] for section in used}, **steps}
+
+
 def run_pipeline(grid: Grid, subset: int) -> None:
     """Run the pipeline on one label subset, from the one encoder."""
     home, run_id = grid.home / f"run-{subset}", f"subset-{subset}"
@@ -121,7 +130,8 @@ def summarize(grid: Grid) -> dict[str, Any]:
         "rungs": table, "test_images": runs[0]["test_images"], "labels_a_class": 50,
         "supervised": {str(budget): {"values": values, "top1": interval(values)} for budget, values in points.items()},
         "labels_saved": labels_saved(curve, table[-1]["top1"]["mean"]), "watched": cells["encoder"]["watched"],
-        "elapsed_seconds": grid.spend(), "cell_seconds": {name: cell["seconds"] for name, cell in cells.items()},
+        "elapsed_seconds": grid.spend(), "commits": grid.commits(),
+        "cell_seconds": {name: cell["seconds"] for name, cell in cells.items()},
         "steps_of_supervised_training": {str(budget): steps for budget, steps in STEPS.items()},
     }  # fmt: skip
 
@@ -155,7 +165,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path(".tenfold/bench-cifar10"))
     parser.add_argument("--cell", help="run this cell alone (encoder, run-SUBSET, supervised-BUDGET-SUBSET)")
     options = parser.parse_args()
-    commit, grid = current_commit(), Grid(options.home.absolute())
+    commit, grid = current_commit(), Grid(options.home.absolute(), settings)
     grid.unpack(options.archive)
     if options.cell:
         run_cell(grid, options.cell)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from record import current_commit
 from scipy import stats
 
 from tenfold.augment.spec import resolve_specs
@@ -28,6 +30,7 @@ from tenfold.data.reader import SplitReader
 from tenfold.data.sources import open_source
 from tenfold.environment import Environment, allocator
 from tenfold.evaluation.inference import infer, probabilities
+from tenfold.fingerprint import canonical_json, digest
 from tenfold.models.saved import load_classifier
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
@@ -35,10 +38,14 @@ from tenfold.work import Work
 
 
 class Grid:
-    """The benchmark's home: images, one store, a folder for each cell's training and a file for each cell's result."""
+    """The benchmark's home: images, one store, a folder for each cell's training and a file for each cell's result.
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.images = home, home / "images"
+    A cell is known by its name and the settings that it depends on, so one that other settings gave is made again.
+    """
+
+    def __init__(self, home: Path, settings: Callable[[str], Mapping[str, Any]]) -> None:
+        """Take a folder as the home; ``settings`` returns what the cell of a name depends on."""
+        self.home, self.images, self._settings = home, home / "images", settings
         self.cells = home / "cells"
         self.cells.mkdir(parents=True, exist_ok=True)
 
@@ -51,19 +58,28 @@ class Grid:
                 tar.extractall(aside)
             aside.rename(self.images)
 
+    def key(self, name: str) -> str:
+        """Return what a cell's settings are called."""
+        return digest(canonical_json(self._settings(name)))
+
     def held(self, name: str) -> bool:
-        """Tell whether a cell is done."""
-        return (self.cells / f"{name}.json").is_file()
+        """Tell whether a cell is done with the settings of now."""
+        path = self.cells / f"{name}.json"
+        return path.is_file() and json.loads(path.read_text())["settings"] == self.key(name)
 
     def keep(self, name: str, result: dict[str, Any]) -> None:
-        """Write a cell's result, whole or not at all."""
+        """Write a cell's result, whole or not at all, with its settings and the commit that made it."""
         aside = self.cells / f"{name}.part"
-        aside.write_text(json.dumps(result))
+        aside.write_text(json.dumps({**result, "settings": self.key(name), "commit": current_commit()}))
         aside.rename(self.cells / f"{name}.json")
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Return what the cells that are done left."""
         return {path.stem: json.loads(path.read_text()) for path in sorted(self.cells.glob("*.json"))}
+
+    def commits(self) -> list[str]:
+        """Return the commits that made the cells."""
+        return sorted({cell["commit"] for cell in self.results().values()})
 
     def spend(self, seconds: float = 0.0) -> float:
         """Add to the time that the grid took over all calls, and return it."""
@@ -74,16 +90,17 @@ class Grid:
 
     def made(self, name: str) -> Path:
         """Return the folder of the network that a cell left."""
-        return self.home / "made" / name / "network"
+        return self.home / "made" / f"{name}-{self.key(name)[:12]}" / "network"
 
     def work(self, stage: str, name: str, config: RunConfig, threads: int) -> tuple[Dataset, Work]:
         """Return the data set of a cell and what its stage works with."""
         uri = (self.home / "store").as_uri()
-        environment = replace(Environment.read(), home=self.home / "made" / name, store=uri, threads=threads)
+        environment = replace(Environment.read(), home=self.made(name).parent, store=uri, threads=threads)
         environment.home.mkdir(parents=True, exist_ok=True)
         store = open_store(uri)
         dataset, _ = build_dataset(open_source(config.data.source), config.data, store)
-        return dataset, Work(stage, name, store, environment, Reporter(stage, environment.home / "events.jsonl"))
+        reporter = Reporter(stage, environment.home / "events.jsonl")
+        return dataset, Work(stage, self.key(name), store, environment, reporter)
 
     def pretrain(self, config: RunConfig) -> None:
         """Pretrain the one encoder, the cell ``encoder``, on every core."""

@@ -33,8 +33,9 @@ from tenfold.augment.spec import resolve_specs
 from tenfold.config import RunConfig, load_config
 
 PRESET, SUBSETS = "cifar10-vit-cpu", 3
-#: Name → what it says, and its settings.
+#: Name → what it says, and its settings. Of all the averaged weights are measured, so that who labels is what differs.
 METHODS = {
+    "labelled": ("labelled images alone", ["self_train.unlabelled_weight=0", "self_train.pseudo_mixup=false"]),
     "ema_mixup": ("EMA teacher, pseudo mixup (Semi-ViT)", []),
     "ema": ("EMA teacher", ["self_train.pseudo_mixup=false"]),
     "fixmatch_mixup": ("FixMatch, pseudo mixup", ["self_train.method=fixmatch"]),
@@ -124,6 +125,26 @@ def cells() -> list[str]:
     return names + [f"ema_mixup.{pool}.{subset}" for pool in POOLS for subset in range(SUBSETS)]
 
 
+def sets_of(name: str) -> list[str]:
+    """Return the settings of a cell beside the preset's."""
+    method, pool, _ = name.split(".")
+    if method == "finetuned":
+        return []
+    sets = [*METHODS[method][1], *(POOLS[pool][1] if pool in POOLS else ["self_train.monitor=0"])]
+    if any(item.startswith("self_train.method=") for item in sets):
+        teacher = load_config(PRESET).self_train
+        sets.append(f"self_train.average={teacher.decay(teacher.steps or 1)}")
+    return sets
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Return what a cell depends on."""
+    sections = ("augment", "pretrain", "finetune", "self_train")
+    used = sections[: {"encoder": 2, "finetuned": 3}.get(name.partition(".")[0], 4)]
+    config = load_config(PRESET, assignments=sets_of(name) if len(used) == len(sections) else []).resolved()
+    return {"cell": name, **{section: config.model_dump()[section] for section in used}}
+
+
 def run_cell(bench: Bench, name: str) -> None:
     """Run one cell by its name."""
     if name == "encoder":
@@ -133,11 +154,7 @@ def run_cell(bench: Bench, name: str) -> None:
     if method == "finetuned":
         finetune_teacher(bench, name, pool, int(subset))
         return
-    sets = list(METHODS[method][1])
-    sets += POOLS[pool][1] if pool in POOLS else ["self_train.monitor=0"]
-    if "self_train.method=" in " ".join(sets):
-        sets.append("self_train.average=null")
-    self_train_teacher(bench, name, f"finetuned.{pool}.{subset}", pool, int(subset), sets)
+    self_train_teacher(bench, name, f"finetuned.{pool}.{subset}", pool, int(subset), sets_of(name))
 
 
 def summarize(bench: Bench) -> dict[str, Any]:
@@ -167,6 +184,7 @@ def summarize(bench: Bench) -> dict[str, Any]:
             for pool, (title, _) in POOLS.items()
         },
         "encoder": held["encoder"], "labels_a_class": 50, "elapsed_seconds": bench.spend(),
+        "commits": bench.commits(),
     }  # fmt: skip
 
 
@@ -199,7 +217,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path(".tenfold/bench-semi-vit"))
     parser.add_argument("--cell", help="run this cell alone (encoder, finetuned.POOL.SUBSET, METHOD.POOL.SUBSET)")
     options = parser.parse_args()
-    commit, bench = current_commit(), Bench(options.home.absolute())
+    commit, bench = current_commit(), Bench(options.home.absolute(), settings)
     bench.unpack(options.archive)
     if options.cell:
         run_cell(bench, options.cell)

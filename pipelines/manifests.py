@@ -19,7 +19,7 @@ from tenfold.errors import ConfigError
 
 API_VERSION = "pipelines.kubeflow.org/v2beta1"
 _HEADER = """\
-# Made by tenfold.pipelines.manifests from a compiled pipeline, with its images; docs/install.md says how to make it from
+# Made by tenfold.pipelines.manifests from a compiled pipeline, with its images; docs/install.md says how to make it of
 # your own (the images of the repository's are placeholders, which no registry holds). KFP's API server reads Pipeline
 # and PipelineVersion where it runs with --pipelinesStoreKubernetes; elsewhere use `tenfold upload`.
 """

@@ -198,7 +198,8 @@ def with_init(config: RunConfig) -> RunConfig:
     dropping = [name for name in ("finetune", "self_train") if getattr(config, name).drop_path > 0]
     if dropping and isinstance(known.network, ResNetConfig):
         raise ConfigError(f"{dropping[0]}.drop_path is for transformers, and {path} holds {_kind(known.network)}")
-    decaying = [name for name in ("finetune", "self_train") if getattr(config, name).optimizer.layer_decay < 1]
+    decayed = ("finetune", "self_train") if init.skip else ("pretrain", "finetune", "self_train")
+    decaying = [name for name in decayed if getattr(config, name).optimizer.layer_decay < 1]
     if decaying and isinstance(known.network, TimmConfig):
         raise ConfigError(
             f"{decaying[0]}.optimizer.layer_decay needs a network whose layers are known, and {path} holds "
@@ -271,6 +272,11 @@ def begin(config: RunConfig, environment: Environment) -> str | None:
     for place in places:
         if free_bytes(place) < 200_000_000:
             raise DataError(f"less than 200 MB are free on the disk of {place}")
+    if not config.distils:
+        Reporter("preflight", environment.events).note(
+            "nothing is distilled: the teacher itself is served, and settings of distill and pseudo_label have no "
+            "effect; distill.enabled=true makes a student"
+        )
     parent = parent_run(environment, config.name, patient=False)
     parent.tags({"tenfold.config": json.dumps(config.model_dump())[:7900], "tenfold.source": config.data.source})
     parent.params({"name": config.name, "source": config.data.source, "seed": config.seed})

@@ -115,12 +115,12 @@ def run(config: SelfTrainConfig, inputs: Inputs, outputs: Outputs, work: Work) -
 
 def _warn(config: SelfTrainConfig, decay: float, steps: int, work: Work) -> None:
     """Warn of an average that a run of this length never gets away from its start."""
-    if config.method != "ema_teacher":
+    if not decay:
         return
     half_life = math.log(0.5) / math.log(decay)
     if half_life > steps:
         work.reporter.warn(
-            f"self_train.average is {decay}: after all {steps} steps the teacher still is {decay**steps:.0%} its "
+            f"self_train.average is {decay}: after all {steps} steps the average still is {decay**steps:.0%} its "
             f"start. Leave it out for a half-life of 7% of the run, {0.5 ** (1 / (0.07 * steps)):.4f}"
         )
 
@@ -142,6 +142,8 @@ def _surveyed(
     if not len(others) or not (config.foreign or config.monitor or config.align == "estimated"):
         return None, None, None
     pretrained, origin = load_pretrained(inputs.encoder)
+    if config.monitor and not origin.trained:
+        work.reporter.note("no monitor: nothing was pretrained, and the teacher's features know the labels by heart")
     encoder = (pretrained if origin.trained else teacher).encoder.to(device).eval()
     teacher.to(device).eval()
     known: Tensor | None = None
@@ -165,7 +167,7 @@ def _surveyed(
         )
         work.reporter.note(f"class shares that the guesses tell: {shares}{', …' if len(prior) > 10 else ''}")
     health = None
-    if config.monitor:
+    if config.monitor and origin.trained:
         near = nearest(features, seen["encoder"], _NEIGHBOURS)
         used, rows = np.unique(near, return_inverse=True)
         numbers = some[used].tolist()

@@ -396,7 +396,6 @@ TEACHER, STUDENT, FRESH = "pretrain.network", "distill.network", "distill.init=s
          "trains no projection head: set finetune.from_head_layer=0"),
         ([f"{TEACHER}.vit=tiny", FRESH, "pretrain.method=mae", "finetune.from_head_layer=0"],
          "of 1 patches leaves none to see"),
-        (["self_train.method=fixmatch"], "method is fixmatch; set self_train.average=null"),
         (["pretrain.enabled=false", "pretrain.init.path=x"], "enabled is false, so there can be no init"),
         (["augment.pretrain=masked"], "augment.pretrain goes with pretrain.method"),
     ],

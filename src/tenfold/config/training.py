@@ -183,7 +183,10 @@ class SupervisedConfig(TrainConfig):
     mixup: float = Field(0.0, ge=0, le=10, description="alpha of the Beta distribution that shares are drawn from")
     cutmix: float = Field(0.0, ge=0, le=10, description="alpha for CutMix; with both, half of the batches each")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of a transformer's last block")
-    average: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
+    average: float = Field(
+        0.0, ge=0, lt=1,
+        description="decay of the weights' moving average, at step n (1 + n) / (10 + n) where that is less; 0: none",
+    )  # fmt: skip
 
 
 class FinetuneConfig(SupervisedConfig):
@@ -219,8 +222,10 @@ class SelfTrainConfig(TrainConfig):
     threshold: Probability = Field(0.7, description="confidence above which a pseudo-label counts")
     unlabelled_weight: float = Field(1.0, ge=0, description="weight of the unlabelled loss (lambda)")
     average: float | None = Field(
-        None, gt=0, lt=1, description="decay of ema_teacher's teacher; unless set, its half-life is 7% of the steps"
-    )
+        None, gt=0, lt=1,
+        description="decay of the weights' moving average, which is the result. Unless set, ema_teacher's, which "
+        "labels too, has a half-life of 7% of the steps, and the other methods yield the student",
+    )  # fmt: skip
     patience: int = Field(200, ge=1, description="steps in a row without a pseudo-label after which it stops")
     align: Literal["none", "labelled", "estimated"] = Field(
         "labelled",
@@ -242,15 +247,11 @@ class SelfTrainConfig(TrainConfig):
         "the best teacher is kept; 0: never"
     )  # fmt: skip
 
-    @model_validator(mode="after")
-    def _of_the_method(self) -> SelfTrainConfig:
-        if self.average is not None and self.method != "ema_teacher":
-            raise ValueError(f"average is ema_teacher's, and method is {self.method}; set self_train.average=null")
-        return self
-
     def decay(self, steps: int) -> float:
-        """Return the teacher's decay in a training of that many steps: by default half of it is 7% of them old."""
-        return self.average if self.average is not None else 0.5 ** (1 / max(1.0, 0.07 * steps))
+        """Return the moving average's decay in a training of that many steps; 0: there is none."""
+        if self.average is not None:
+            return self.average
+        return float(0.5 ** (1 / max(1.0, 0.07 * steps))) if self.method == "ema_teacher" else 0.0
 
 
 class PropagateConfig(Section):
@@ -293,4 +294,7 @@ class DistillConfig(TrainConfig):
     images: Literal["all", "labelled"] = Field("all", description="training images that it learns from")
     temperature: Positive = 1.0
     alpha: Probability = Field(1.0, description="weight of distillation against the true labels")
-    average: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
+    average: float = Field(
+        0.0, ge=0, lt=1,
+        description="decay of the weights' moving average, at step n (1 + n) / (10 + n) where that is less; 0: none",
+    )  # fmt: skip

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block as Transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tenfold.errors import ConfigError
 from tenfold.models.encoder import Encoder
 
 #: What the papers' images are normalised by.
@@ -153,10 +154,17 @@ def set_drop_path(network: nn.Module, rate: float) -> None:
     """Let the blocks of transformers drop their branches with a probability that grows from 0 to ``rate`` with depth.
 
     Stochastic depth (Huang et al. 2016); an image's branch at a time, in training mode alone.
+
+    Raises:
+        ConfigError: the network has no blocks that could.
     """
+    found = 0
     for module in network.modules():
         blocks: Any = getattr(module, "blocks", None)
         if isinstance(blocks, nn.Sequential) and all(isinstance(block, Transformer) for block in blocks):
             for block, probability in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
+                found += 1
                 for name in ("drop_path1", "drop_path2"):
                     setattr(block, name, DropPath(probability) if probability > 0 else nn.Identity())
+    if not found:
+        raise ConfigError("drop_path is for vision transformers whose blocks are timm's plain ones; set it to 0")

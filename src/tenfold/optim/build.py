@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer
 from tenfold.config import Length, OptimizerConfig
 from tenfold.errors import ConfigError
 from tenfold.models.encoder import Encoder
+from tenfold.models.heads import Classifier
 from tenfold.optim.lars import LARS
 
 
@@ -93,7 +94,9 @@ class _Names:
         for name, each in module.named_children():
             if isinstance(each, Encoder):
                 self._prefix, self._encoder = f"{name}.", each
-        self._kept = {self._prefix + name for name in self._encoder.kept()} if self._encoder else set()
+        # of a classifier's transformer; MAE's pretraining decays the class token
+        kept = self._encoder.kept() if self._encoder and isinstance(module, Classifier) else set()
+        self._kept = {self._prefix + name for name in kept}
 
     def above(self, name: str) -> int:
         """Return how many layers lie above a parameter's, to the head, which has none above."""

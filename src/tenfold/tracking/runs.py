@@ -17,6 +17,8 @@ from tenfold.tracking.sender import MlflowTracker
 
 RUN_TAG, TASK_TAG = "tenfold.run_id", "tenfold.task"
 _PARENT_TAG = "mlflow.parentRunId"
+#: Seconds for an answer where a person or a whole run waits for it; a server that just started may need some.
+_HASTE = 15
 
 
 def _experiment(mlflow: Any, environment: Environment) -> str | None:
@@ -51,7 +53,7 @@ def parent_run(environment: Environment, name: str | None = None, *, patient: bo
         name: shown in the parent run's name.
         patient: False for a check that must answer within seconds.
     """
-    mlflow = client(environment, timeout=120 if patient else 3)
+    mlflow = client(environment, timeout=120 if patient else _HASTE)
     tags = {RUN_TAG: environment.run_id, TASK_TAG: "pipeline"}
     if environment.mlflow_run is not None:
         with Explained("finding KFP's run of the pipeline"):
@@ -121,7 +123,7 @@ def nested_run(environment: Environment, run_id: str, task: str) -> str | None:
 
 def close_runs(environment: Environment, status: str) -> None:
     """Close what a run left open in MLflow, its parent and its tasks, as FAILED or KILLED."""
-    mlflow = client(environment, timeout=3)
+    mlflow = client(environment, timeout=_HASTE)
     with Explained("closing the run"):
         experiment = _experiment(mlflow, environment)
         if experiment is None:
@@ -164,7 +166,7 @@ def ended_tasks(environment: Environment, task: str) -> set[str]:
 
     One that MLflow does not know may have begun just now: what is recorded reaches MLflow behind the work.
     """
-    mlflow = client(environment, timeout=3)
+    mlflow = client(environment, timeout=_HASTE)
     with Explained("asking what is over"):
         experiment = _experiment(mlflow, environment)
         runs = mlflow.search_runs([experiment], f"tags.`{TASK_TAG}` = '{task}'") if experiment is not None else []
@@ -202,7 +204,7 @@ def _pages(search: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
 
 def latest_tasks(environment: Environment, limit: int = 200) -> dict[str, list[dict[str, str]]]:
     """Return task → the tags of its finished runs, newest first: what ``tenfold plan`` compares with."""
-    mlflow = client(environment, timeout=3)
+    mlflow = client(environment, timeout=_HASTE)
     with Explained("reading earlier runs"):
         experiment = _experiment(mlflow, environment)
         if experiment is None:

@@ -41,15 +41,15 @@ class SelfTraining(Objective):
             model: the student, as it is the teacher.
             labels: class indexes of the labelled split.
             config: of the stage.
-            decay: of ``ema_teacher``'s moving average.
+            decay: of the moving average that is the result; 0: the student is. ``ema_teacher``'s labels as well.
             prior: class shares (C,) that the guesses are aligned with; None: the labels'.
             known: by number in the unlabelled split, whether an image is of a known class; None: all are.
             health: measures the teacher now and then.
         """
         super().__init__()
         self.model, self.config, self.health, self._over = model, config, health, False
-        kept = {"ema_teacher": decay, "fixmatch": None, "pseudo_label": 1.0}[config.method]
-        self.average = Average(model, kept) if kept is not None else None
+        self.average = Average(model, decay) if decay or config.method == "ema_teacher" else None
+        self.first = Average(model, 1.0) if config.method == "pseudo_label" else None
         classes = model.linear.out_features
         shares = torch.bincount(labels, minlength=classes) / len(labels)
         self.register_buffer("dry", torch.zeros((), dtype=torch.long))  # steps in a row without a pseudo-label
@@ -72,15 +72,17 @@ class SelfTraining(Objective):
     @property
     def teacher(self) -> nn.Module:
         """What guesses."""
-        return self.average.model if self.average is not None else self.model
+        if self.config.method == "ema_teacher":
+            return self._yielded()
+        return self.first.model if self.first is not None else self.model
 
     def result(self) -> nn.Module:
-        """Return the network that the training yields: ``ema_teacher``'s teacher, or the student of the others."""
+        """Return the network that the training yields: the moving average, or the student where there is none."""
         chosen = self.health.chosen() if self.health is not None else None
         return chosen if chosen is not None else self._yielded()
 
     def _yielded(self) -> nn.Module:
-        return self.teacher if self.config.method == "ema_teacher" else self.model
+        return self.average.model if self.average is not None else self.model
 
     def loss(self, batches: Mapping[str, Batch]) -> tuple[Tensor, Figures]:
         """See :class:`Objective`; labelled and strong views pass the student together."""
@@ -88,6 +90,7 @@ class SelfTraining(Objective):
         weak, strong = unlabelled.views
         with torch.no_grad():
             guess = F.softmax(logits_of(self.teacher, weak), dim=1)
+            torch.clear_autocast_cache()  # before torch 2.10 a student that guesses here would train no kernel below
             known = torch.ones(len(guess), device=guess.device)
             if self.known is not None:
                 known = self.known[unlabelled.numbers]
@@ -120,7 +123,7 @@ class SelfTraining(Objective):
 
     def after_step(self) -> None:
         """See :class:`Objective`; counts the step where no part of it had a pseudo-label."""
-        if self.average is not None and self.config.method == "ema_teacher":
+        if self.average is not None:
             self.average.update(self.model)
         self.dry.copy_(torch.where(self.confident > 0, 0, self.dry + 1))
         self.confident.zero_()
