@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from cifar10 import labels_saved
-from grid import interval
+from grid import Grid, interval
 
 CURVE = {50: 0.40, 100: 0.50, 250: 0.65, 500: 0.75}
 
@@ -26,3 +28,17 @@ def test_an_interval_over_three_subsets_is_student_s() -> None:
     found = interval([0.4, 0.5, 0.6])
     assert found["mean"] == pytest.approx(0.5)
     assert found["high"] - found["mean"] == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+
+
+def test_a_cell_is_made_again_where_its_settings_are_others(tmp_path: Path) -> None:
+    settings = {"steps": 3}
+    grid = Grid(tmp_path, lambda name: {"cell": name, **settings})
+    assert not grid.held("one")
+    made = grid.made("one")
+    grid.keep("one", {"top1": 0.5})
+    assert grid.held("one")
+    assert not grid.held("two")
+    assert grid.results()["one"]["top1"] == 0.5
+    settings["steps"] = 4
+    assert not grid.held("one")
+    assert grid.made("one") != made

@@ -70,6 +70,54 @@ def test_a_fall_within_chance_is_no_harm() -> None:
     assert not health.harmed()
 
 
+def fluctuating(trend: float, trainings: int) -> tuple[float, float]:
+    """Return the shares of trainings that are ended, and that yield an earlier teacher: ten points, 100 images.
+
+    At each point a tenth of the images is guessed anew; the accuracy changes by ``trend`` in all.
+    """
+    rng = np.random.default_rng(4)
+    ended, earlier = 0, 0
+    for _ in range(trainings):
+        chance, luck = rng.beta(1.2, 0.8, 100), rng.random(100)
+        guesses = np.zeros((100, 2))
+
+        def measured(point: int) -> None:
+            right = luck < chance + trend * point / 10  # noqa: B023
+            guesses[:] = np.stack([~right, right], 1)  # noqa: B023
+
+        measured(0)
+        model, each = Guesser(0.0), np.arange(100)[:, None]
+        health = Health(model, lambda _: guesses.copy(), each, np.ones(100, dtype=np.int64), torch.ones(2) / 2, 10)  # noqa: B023
+        for point in range(1, 11):
+            luck = np.where(rng.random(100) < 0.9, luck, rng.random(100))
+            measured(point)
+            health.measure(model, point)
+            if health.harmed():
+                break
+        ended, earlier = ended + health.harmed(), earlier + (health.chosen() is not None)
+    return ended / trainings, earlier / trainings
+
+
+def test_teachers_that_only_fluctuate_are_seldom_ended_and_ones_that_fall_mostly_are_not_kept() -> None:
+    ended, earlier = fluctuating(0.0, 150)
+    assert ended < 0.08
+    assert earlier < 0.2
+    assert fluctuating(0.1, 150)[0] < 0.03
+    ended, earlier = fluctuating(-0.2, 150)
+    assert ended > 0.6
+    assert earlier > 0.85
+
+
+def test_a_fall_of_a_few_images_is_none() -> None:
+    labels = np.ones(20, dtype=np.int64)
+    guesses = np.tile([0.0, 1.0], (20, 1))
+    health = Health(Guesser(0.0), lambda _: guesses.copy(), np.arange(20)[:, None], labels, torch.ones(2) / 2, 4)
+    for lost, chosen in ((4, False), (10, True)):
+        guesses[:lost] = [1.0, 0.0]
+        health.measure(Guesser(0.0), 1)
+        assert (health.chosen() is not None) == chosen
+
+
 def test_what_was_found_is_part_of_the_state() -> None:
     first, second = monitor(0.3), monitor(0.5)
     first.measure(Guesser(0.05), 10)

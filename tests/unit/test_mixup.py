@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tenfold.config import ViTConfig
-from tenfold.errors import DataError
+from tenfold.errors import ConfigError, DataError
 from tenfold.losses.mixup import Draws, draw, mix, mix_labelled, pseudo_mixup, smoothed
+from tenfold.models.resnet import ResNet
 from tenfold.models.saved import build_encoder
 from tenfold.models.vit import ViT, set_drop_path
 
@@ -69,6 +70,11 @@ def test_paths_are_dropped_in_training_alone_and_set_anew() -> None:
     set_drop_path(encoder, 0.0)
     encoder.train()
     torch.testing.assert_close(encoder(batch), plain)
+
+
+def test_networks_without_such_blocks_drop_no_paths() -> None:
+    with pytest.raises(ConfigError, match="drop_path is for vision transformers"):
+        set_drop_path(ResNet(10, 0.125), 0.1)
 
 
 def test_images_of_no_whole_patches_are_refused() -> None:

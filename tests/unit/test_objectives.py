@@ -247,8 +247,9 @@ def test_the_self_training_teacher_follows_after_each_step() -> None:
 
 
 @pytest.mark.parametrize("method", ["ema_teacher", "fixmatch", "pseudo_label"])
-def test_who_labels_and_what_is_kept_is_the_method_s(method: str) -> None:
-    objective = self_training(method=method)
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_who_labels_and_what_is_kept_is_the_method_s(method: str, decay: float) -> None:
+    objective = self_training(method=method, decay=decay)
     start = copy.deepcopy(objective.model.state_dict())
     with torch.no_grad():
         objective.model.linear.weight += torch.randn(objective.model.linear.weight.shape)
@@ -261,8 +262,26 @@ def test_who_labels_and_what_is_kept_is_the_method_s(method: str) -> None:
     elif method == "pseudo_label":
         assert torch.equal(teacher, start["linear.weight"])
     else:
-        assert torch.allclose(teacher, 0.9 * start["linear.weight"] + 0.1 * moved, atol=1e-6)
-    assert (objective.result() is objective.model) == (method != "ema_teacher")
+        assert torch.allclose(teacher, decay * start["linear.weight"] + (1 - decay) * moved, atol=1e-6)
+    if decay:
+        kept = objective.result().state_dict()["linear.weight"]
+        assert torch.allclose(kept, 0.9 * start["linear.weight"] + 0.1 * moved, atol=1e-6)
+    else:
+        assert (objective.result() is objective.model) == (method != "ema_teacher")
+
+
+def test_a_student_that_guesses_for_itself_trains_every_weight_in_bfloat16() -> None:
+    objective = self_training(method="fixmatch", decay=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = objective.loss(self_training_batches())
+    loss.backward()
+    assert all(p.grad is not None for p in objective.model.parameters())
+
+
+@pytest.mark.parametrize(("method", "decay"), [("ema_teacher", 0.5**0.1), ("fixmatch", 0.0), ("pseudo_label", 0.0)])
+def test_the_average_follows_from_the_run_s_length_and_the_method(method: Any, decay: float) -> None:
+    assert SelfTrainConfig(method=method).decay(143) == pytest.approx(decay, abs=1e-4)
+    assert SelfTrainConfig(method=method, average=0.7).decay(143) == 0.7
 
 
 def test_mixed_pseudo_labels_and_labelled_images_are_what_the_losses_say() -> None:

@@ -14,7 +14,9 @@ from tenfold.config import Length, OptimizerConfig
 from tenfold.errors import ConfigError
 from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
+from tenfold.models.mae import MaskedAutoencoder
 from tenfold.models.resnet import ResNet
+from tenfold.models.vit import ViT
 from tenfold.optim.build import build_optimizer, peak_rate, rate_at
 from tenfold.optim.lars import LARS
 
@@ -161,6 +163,22 @@ def test_layers_of_a_resnet_learn_slower_the_further_they_are_from_the_head() ->
     for number in range(4):
         found = {rate for name, rate in rates.items() if name.startswith(f"encoder.groups.{number}.")}
         assert found == {0.5 ** (4 - number)}
+
+
+def test_the_class_token_decays_in_masked_autoencoding_and_not_in_a_classifier() -> None:
+    encoder = ViT("tiny", width=24, heads=3, depth=1, patch=4, image_size=16)
+    coder = MaskedAutoencoder(encoder, width=16, depth=1, heads=2)
+    for module, name, decays in (
+        (coder, "encoder.network.cls_token", True),
+        (Classifier(encoder, None, 0, 5), "encoder.network.cls_token", False),
+    ):  # fmt: skip
+        optimizer = build_optimizer(OptimizerConfig(name="adamw", weight_decay=0.05), [module], 64)
+        (decay,) = [
+            group["weight_decay"]
+            for group, names in zip(optimizer.param_groups, names_by_group(optimizer, module), strict=True)
+            if name in names
+        ]
+        assert (decay > 0) == decays
 
 
 def test_rates_by_layer_are_refused_for_an_encoder_that_counts_none() -> None:

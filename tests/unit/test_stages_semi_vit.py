@@ -159,7 +159,7 @@ def test_an_average_that_outlives_the_run_is_warned_of(
     heard, told = notes(work("self_train"), tmp_path / "events")
     config = SelfTrainConfig(**SHORT, average=0.9999, ratio=2, threshold=0.1, monitor=0)
     self_train.run(config, self_inputs(digits, vit), self_train.Outputs(tmp_path / "t"), heard)
-    assert "self_train.average is 0.9999: after all 3 steps the teacher still is 100% its start" in told()
+    assert "self_train.average is 0.9999: after all 3 steps the average still is 100% its start" in told()
 
 
 def test_a_filter_that_needs_more_labels_says_so_and_leaves_no_image_out(
@@ -240,6 +240,19 @@ def test_a_transformer_is_pretrained_contrastively_and_a_switched_off_pretrainin
     torch.manual_seed(4)
     fresh = ViT(**VIT.model_dump(), image_size=SIDE).state_dict()
     assert torch.equal(weights(tmp_path / "fresh")["encoder.network.pos_embed"], fresh["network.pos_embed"])
+
+
+def test_nothing_is_monitored_by_features_that_learned_the_labels(
+    vit: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
+) -> None:
+    off, views = PretrainConfig(enabled=False, network=VIT, seed=4), pretrain.Inputs(digits.uri, RANDOM, EVALUATION)
+    pretrain.run(off, views, pretrain.Outputs(tmp_path / "fresh"), work("fresh"))
+    heard, told = notes(work("self_train"), tmp_path / "events")
+    config = SelfTrainConfig(**SHORT, ratio=2, threshold=0.1)
+    inputs = replace(self_inputs(digits, vit), encoder=tmp_path / "fresh")
+    self_train.run(config, inputs, self_train.Outputs(tmp_path / "t"), heard)
+    assert "no monitor: nothing was pretrained" in told()
+    assert all("neighbour_accuracy" not in point for point in history(tmp_path / "t"))
 
 
 def test_pretraining_goes_on_from_another_method_s_encoder_and_refuses_other_images(
