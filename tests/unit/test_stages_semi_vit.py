@@ -20,6 +20,7 @@ from tenfold.components.pretrain import stage as pretrain
 from tenfold.components.pseudo_label import stage as pseudo_label
 from tenfold.components.self_train import stage as self_train
 from tenfold.config import (
+    DataConfig,
     DecoderConfig,
     DistillConfig,
     EvaluateConfig,
@@ -31,7 +32,9 @@ from tenfold.config import (
     SelfTrainConfig,
     ViTConfig,
 )
+from tenfold.data.build import build_dataset
 from tenfold.data.manifest import Dataset
+from tenfold.data.sources import open_source
 from tenfold.errors import DataError
 from tenfold.fingerprint import digest
 from tenfold.models.heads import Classifier, SimCLRModel
@@ -39,6 +42,7 @@ from tenfold.models.mae import MaskedAutoencoder
 from tenfold.models.saved import load, load_classifier, load_pretrained
 from tenfold.models.vit import ViT
 from tenfold.progress import Reporter
+from tenfold.storage import FileStore
 from tenfold.work import Work
 
 VIT = ViTConfig(vit="tiny", width=24, heads=3, depth=2, patch=4)
@@ -127,8 +131,10 @@ def test_the_other_methods_of_self_training_keep_the_student(
 
 
 def test_self_training_that_harms_is_ended_and_the_fine_tuned_teacher_is_kept(
-    made: Made, digits: Dataset, tmp_path: Path, work: Callable[[str], Work]
+    made: Made, tmp_path: Path, work: Callable[[str], Work]
 ) -> None:
+    labels = DataConfig.model_validate({"labels": {"per_class": 10}, "split": {"test_fraction": 0.3}})
+    digits, _ = build_dataset(open_source("digits"), labels, FileStore(tmp_path / "data"))
     many = {"steps": 400, "epochs": None, "batch_size": 4}
     config = SelfTrainConfig(
         **many, ratio=4, threshold=0.0, unlabelled_weight=50.0, align="none", average=0.5, monitor=20,
@@ -136,14 +142,14 @@ def test_self_training_that_harms_is_ended_and_the_fine_tuned_teacher_is_kept(
     )  # fmt: skip
     good = tmp_path / "good"
     finetune.run(
-        FinetuneConfig(steps=60, epochs=None, batch_size=20, optimizer={"name": "adamw", "learning_rate": 3e-3}),
+        FinetuneConfig(steps=150, epochs=None, batch_size=20, optimizer={"name": "adamw", "learning_rate": 1e-2}),
         finetune.Inputs(digits.uri, RANDOM, EVALUATION, made.encoder), finetune.Outputs(good), work("finetune"),
     )  # fmt: skip
     heard, told = notes(work("self_train"), tmp_path / "events")
     inputs = replace(self_inputs(digits, made), teacher=good)
     self_train.run(config, inputs, self_train.Outputs(tmp_path / "t"), heard)
     assert history(tmp_path / "t")[-1]["step"] < 400
-    assert "self-training did harm and was ended: of 20 labelled images" in told()
+    assert "self-training did harm and was ended: of 100 labelled images" in told()
     assert "; the fine-tuned teacher is kept" in told()
     before, after = weights(good), weights(tmp_path / "t")
     assert all(torch.equal(before[name], after[name]) for name in before)
