@@ -3,7 +3,8 @@
 One transformer is pretrained on the 50,000 training images (preset ``cifar10-vit-cpu``). With each of three label
 subsets, and a training seed of its own, it is fine-tuned, and from that teacher self-trained in the same number of
 steps and batches by each method: the EMA teacher, FixMatch (the student labels for itself) and plain pseudo labels (the
-fine-tuned teacher labels), the first two with and without probabilistic pseudo mixup. The monitor is off there, so that
+fine-tuned teacher labels), the first two with and without probabilistic pseudo mixup; a control learns from the
+labelled images alone. Of all the moving average of the weights is measured. The monitor is off there, so that
 harm would show.
 
 Two more pools, with the monitor and its fall-back on: one in which 30% of the unlabelled images are of three classes

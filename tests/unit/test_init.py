@@ -149,6 +149,19 @@ def test_a_timm_encoder_cannot_be_the_student_s_network(tmp_path: Path) -> None:
     assert config.pretrain.head == HeadConfig(layers=0)
 
 
+@pytest.mark.parametrize(("section", "skip"), [("pretrain", False), ("finetune", True), ("self_train", True)])
+def test_rates_by_layer_of_an_encoder_that_counts_none_are_refused_before_anything_runs(
+    tmp_path: Path, section: str, skip: bool
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model(NAME).state_dict(), file)
+    import_timm(file, NAME, tmp_path / "encoder", 64)
+    given = [f"pretrain.init={{path: {tmp_path / 'encoder'}, skip: {str(skip).lower()}}}", "distill.init=scratch",
+             "finetune.from_head_layer=0", f"{section}.optimizer.layer_decay=0.7"]  # fmt: skip
+    with pytest.raises(ConfigError, match=rf"{section}\.optimizer\.layer_decay needs a network whose layers are known"):
+        resolve(*given)
+
+
 def test_the_command_refuses_a_folder_that_is_there_and_a_checkpoint_that_is_not(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "file").write_text("held")

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 #: A fall of the accuracy by so many standard errors is harm; by as many as the second, the best teacher is kept at the
 #: end. The best of many is good by chance too, and the last is compared with it at every point, so these are not
-#: the usual two and one: a teacher that only fluctuates is ended in some 3% of trainings, not in 25%.
+#: the usual two and one, by which a teacher that only fluctuates would be ended often.
 _HARM, _BETTER = 3.0, 2.0
 #: Fewer images than this are no fall.
 _LEAST = 5
