@@ -31,10 +31,12 @@ from tenfold.data.sources import open_source
 from tenfold.environment import Environment, allocator
 from tenfold.evaluation.inference import infer, probabilities
 from tenfold.fingerprint import canonical_json, digest
+from tenfold.launch import launch
 from tenfold.models.saved import load_classifier
 from tenfold.progress import Reporter
 from tenfold.storage import open_store
 from tenfold.work import Work
+from tenfold.worker import perform
 
 
 class Grid:
@@ -102,19 +104,23 @@ class Grid:
         reporter = Reporter(stage, environment.home / "events.jsonl")
         return dataset, Work(stage, self.key(name), store, environment, reporter)
 
-    def pretrain(self, config: RunConfig) -> None:
-        """Pretrain the one encoder, the cell ``encoder``, on every core."""
-        from tenfold.components.pretrain import stage as pretrain
-
+    def pretrain(self, config: RunConfig, processes: int = 1) -> None:
+        """Pretrain the one encoder, the cell ``encoder``, on every core, which the processes share."""
         start = time.monotonic()
         dataset, work = self.work("pretrain", "encoder", config, Environment.read().threads)
-        specs = resolve_specs(config.augment)
-        watched = dataset.uri if config.pretrain.watched else None
-        inputs = pretrain.Inputs(dataset.uri, specs.pretrain.encoded(), specs.evaluation.encoded(), watched)
-        pretrain.run(config.pretrain, inputs, pretrain.Outputs(self.made("encoder")), work)
+        specs, made = resolve_specs(config.augment), {"encoder": self.made("encoder")}
+        inputs: dict[str, str | Path | None] = {
+            "dataset": dataset.uri, "views": specs.pretrain.encoded(), "evaluation": specs.evaluation.encoded(),
+            "watched": dataset.uri if config.pretrain.watched else None,
+        }  # fmt: skip
+        os.environ["TENFOLD_HOME"] = str(work.environment.home)  # the processes' own
+        work = replace(work, environment=replace(work.environment, processes=processes))
+        run = launch if processes > 1 else perform
+        run("pretrain", None, canonical_json(config.pretrain.model_dump()), inputs, made, work)
         points = json.loads((self.made("encoder") / "history.json").read_text())
         watched_points = [point for point in points if "knn_accuracy" in point]
-        self.keep("encoder", {"watched": watched_points, "seconds": time.monotonic() - start})
+        self.keep("encoder", {"watched": watched_points, "processes": processes,
+                              "seconds": time.monotonic() - start})  # fmt: skip
 
     def run(self, archive: Path, *waves: list[str]) -> None:
         """Run the cells that are missing: the encoder on every core, then each wave's with a core each.

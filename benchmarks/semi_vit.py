@@ -149,7 +149,7 @@ def settings(name: str) -> dict[str, Any]:
 def run_cell(bench: Bench, name: str) -> None:
     """Run one cell by its name."""
     if name == "encoder":
-        bench.pretrain(bench.config("all", 0))
+        bench.pretrain(bench.config("all", 0), processes=2)  # a small transformer gains little from two threads
         return
     method, pool, subset = name.split(".")
     if method == "finetuned":
