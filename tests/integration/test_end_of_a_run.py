@@ -81,6 +81,7 @@ def test_where_mlflow_is_away_the_page_cannot_be_made_and_the_task_fails_by_one_
     end: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # else as patient as any test of this process was
     with pytest.raises(TenfoldError, match="MLFLOW_TRACKING_URI"):
         end(succeeded=False)
 

@@ -12,11 +12,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from tenfold.cli.app import app
 from tenfold.components.preflight.stage import Request
 from tenfold.components.pretrain.stage import _start
 from tenfold.config import Description, HeadConfig, InitConfig, ResNetConfig
-from tenfold.errors import ConfigError, DataError
+from tenfold.errors import ConfigError, DataError, TenfoldError
 from tenfold.fingerprint import digest
 from tenfold.models.heads import SimCLRModel
 from tenfold.models.imported import import_timm
@@ -165,14 +167,19 @@ def test_rates_by_layer_of_an_encoder_that_counts_none_are_refused_before_anythi
 def test_the_command_refuses_a_folder_that_is_there_and_a_checkpoint_that_is_not(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "file").write_text("held")
+    taken = [str(tmp_path / "none"), str(tmp_path / "made")]
+    done = subprocess.run([TENFOLD, "import-checkpoint", *taken], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is there already" in done.stderr
+    assert "Traceback" not in done.stderr
+    free = [str(tmp_path / "none"), str(tmp_path / "new")]
     for arguments, message in (
-        ([str(tmp_path / "none"), str(tmp_path / "made")], "is there already"),
-        ([str(tmp_path / "none"), str(tmp_path / "new")], "there is no TensorFlow checkpoint"),
-        ([str(tmp_path / "none"), str(tmp_path / "new"), "--timm", NAME, "--average"], "are for SimCLR's checkpoints"),
-        ([str(tmp_path / "none"), str(tmp_path / "new"), "--timm", NAME, "--vit", "token"], "give one of"),
+        (free, "there is no TensorFlow checkpoint"),
+        ([*free, "--timm", NAME, "--average"], "are for SimCLR's checkpoints"),
+        ([*free, "--timm", NAME, "--vit", "token"], "give one of"),
     ):
-        done = subprocess.run([TENFOLD, "import-checkpoint", *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        refusal = CliRunner().invoke(app, ["import-checkpoint", *arguments]).exception
+        assert isinstance(refusal, TenfoldError)
+        assert message in str(refusal)
+        assert refusal.exit_code == 2
     assert json.dumps([path.name for path in (tmp_path / "made").iterdir()]) == '["file"]'
