@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.environment import Environment
-from tenfold.registry import Decision, Ledger, Registered, Registry, decide, promote
+from tenfold.registry import Check, Decision, Ledger, Registered, Registry, promote
 from tenfold.storage import open_store
 
 
@@ -33,7 +33,7 @@ def main() -> None:
             _meet(Path(what["meet"][0]), what["meet"][1])
             what["meet"] = None
         its = what["scores"][champion.version] if champion else None
-        return decide(what["scores"][challenger.version], its, 0.0, exists=champion is not None)
+        return Decision([Check("score", its is None or what["scores"][challenger.version] > its, "by the score")])
 
     for owner in (registry, ledger):
         for name in ("append", "point", "close"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.evaluation.figures import save_ladder_png
 from tenfold.evaluation.inference import infer, probabilities, require_view
+from tenfold.evaluation.measured import Measured
 from tenfold.evaluation.metrics import Scores, bootstrap_interval, score
 from tenfold.evaluation.probes import label_spreading, logistic_regression, nearest_neighbours
 from tenfold.execution import read_lineage
@@ -30,6 +32,7 @@ from tenfold.fingerprint import digest
 from tenfold.models.heads import Classifier
 from tenfold.models.resnet import count_parameters
 from tenfold.models.saved import load_classifier, load_pretrained
+from tenfold.predictor import Predictor
 from tenfold.report.render import render
 from tenfold.training.device import prepare
 from tenfold.work import Work
@@ -40,6 +43,8 @@ _PROBE_IMAGES = 20_000
 #: Raw pixels of larger views are no baseline that anyone would take.
 _PIXEL_SIDE = 64
 _MISTAKES = 24
+#: Images whose way to a class is timed, one at a time.
+_TIMED = 32
 
 
 CONFIGS = {"evaluate": EvaluateConfig}
@@ -121,11 +126,13 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
         work.tracker.metrics({f"top1.{rung.id}": scores[rung.id].top1.value, f"seconds.{rung.id}": rung.seconds})
     student = rungs[-1].probabilities
     model, description = load_classifier(inputs.student)
+    latency = _latency(inputs.student, readers["test"])
     evaluation: dict[str, Any] = {
         "name": run_name(work), "run_id": work.environment.run_id, "dataset": inputs.dataset,
         "classes": classes, "test_images": len(truth), "confidence": config.confidence, "rungs": table,
         "student": {"network": description.network.model_dump(), "parameters": count_parameters(model),
-                    "image_size": description.image_size},
+                    "image_size": description.image_size, "latency_ms": latency,
+                    "bytes": (inputs.student / "model.safetensors").stat().st_size},
         "counts": {name: split.count for name, split in dataset.manifest.splits.items()},
         "labelled": dataset.manifest.splits["labelled"].class_counts,
         "quarantined": [q.model_dump() for q in dataset.manifest.quarantined],
@@ -138,11 +145,12 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
     }  # fmt: skip
     outputs.evaluation.mkdir(parents=True, exist_ok=True)
     (outputs.evaluation / "evaluation.json").write_text(json.dumps(evaluation))
-    predictions = {
-        "test_split": test_split_name(dataset, spec), "view": spec.hash, "classes": classes,
-        "truth": truth.tolist(), "predicted": student.argmax(1).tolist(),
-    }  # fmt: skip
-    (outputs.evaluation / "predictions.json").write_text(json.dumps(predictions))
+    measured = Measured(
+        test_split=test_split_name(dataset, spec), view=spec.hash, classes=classes, truth=truth.tolist(),
+        predicted=student.argmax(1).tolist(), parameters=count_parameters(model),
+        calibration_error=scores["student"].calibration_error, latency_ms=latency,
+    )  # fmt: skip
+    (outputs.evaluation / "predictions.json").write_text(measured.model_dump_json())
     save_ladder_png(table, outputs.evaluation / "ladder.png")
     outputs.report.write_text(render(evaluation), encoding="utf-8")
     work.tracker.metrics({"top1": scores["student"].top1.value, "top5": scores["student"].top5,
@@ -156,6 +164,17 @@ def test_split_name(dataset: Dataset, spec: ViewSpec) -> str:
     shards = [shard.sha256 for shard in dataset.manifest.splits["test"].shards]
     view = spec.evaluation and spec.evaluation.model_dump(exclude_none=True)
     return digest(json.dumps([shards, dataset.manifest.classes, view]))
+
+
+def _latency(student: Path, reader: SplitReader) -> float:
+    """Return the median milliseconds from an encoded image to its class, one at a time, on this processor."""
+    predictor, took = Predictor(student), []
+    images = [reader.image(number % len(reader)).tobytes() for number in range(_TIMED)]
+    for image in [images[0], *images]:
+        start = time.perf_counter()
+        predictor([image])
+        took.append(time.perf_counter() - start)
+    return 1000 * statistics.median(took[1:])
 
 
 def _without_labels(readers: Mapping[Any, SplitReader]) -> list[int]:

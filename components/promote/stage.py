@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,17 +14,23 @@ from tenfold.data.channels import encode_npy
 from tenfold.data.decode import encode_png
 from tenfold.environment import Environment
 from tenfold.errors import DataError
+from tenfold.evaluation.measured import parse_measured
 from tenfold.execution import read_lineage
 from tenfold.fingerprint import canonical_json, digest, file_digest
 from tenfold.registry import (
+    APPROVAL_TAG,
     CHALLENGER,
     CHAMPION,
     ENCODER_TAG,
+    GATE_TAG,
+    TEST_SPLIT_TAG,
+    Check,
     Decision,
     Ledger,
     Registered,
     Registry,
-    decide,
+    Results,
+    judge,
     promote,
 )
 from tenfold.report.render import render
@@ -61,7 +66,8 @@ class Verdict:
         alias: ``champion`` or ``challenger``.
         model: name in the registry.
         version: its version there.
-        reasons: why.
+        reasons: why, what failed first.
+        checks: each thing that the gate looked at: ``name``, ``passed`` and ``told``.
         champion: version and top-1 of the champion that it was compared with; None: there was none.
     """
 
@@ -69,6 +75,7 @@ class Verdict:
     model: str
     version: str
     reasons: list[str]
+    checks: list[dict[str, Any]]
     champion: dict[str, Any] | None
 
 
@@ -78,69 +85,53 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     The encoder of a student that becomes champion is kept in the store, where a retraining starts from it.
     """
     evaluation = json.loads((inputs.evaluation / "evaluation.json").read_text())
-    predictions = json.loads((inputs.evaluation / "predictions.json").read_text())
-    weights = hashlib.sha256((inputs.student / "model.safetensors").read_bytes()).hexdigest()
-    work.store.write(_measured(predictions["test_split"], weights), canonical_json(predictions).encode())
+    path = inputs.evaluation / "predictions.json"
+    measured = parse_measured(path.read_bytes(), str(path))
+    weights, results = file_digest(inputs.student / "model.safetensors"), Results(work.store)
+    results.keep(measured, weights)
     lineage = read_lineage(inputs.student)
-    top1 = accuracy(predictions)
     registry = Registry(work.environment, config.model)
     version = registry.by_weights(weights) or registry.register(
         inputs.student, _example(inputs.student), weights, work.tracker.run_id,
         {
             "tenfold.fingerprint": lineage["fingerprint"], "tenfold.dataset": lineage["dataset"],
             "tenfold.code": lineage["code"], "tenfold.run_id": work.environment.run_id,
-            "tenfold.mlflow_run": _mlflow_run(lineage, work.environment), "tenfold.view": predictions["view"],
-            "tenfold.test_split": predictions["test_split"], "tenfold.top1": f"{top1:.6f}",
+            "tenfold.mlflow_run": _mlflow_run(lineage, work.environment), "tenfold.view": measured.view,
+            TEST_SPLIT_TAG: measured.test_split, "tenfold.top1": f"{measured.top1:.6f}",
             "tenfold.labels": str(evaluation["counts"]["labelled"]),
         },
     )  # fmt: skip
-    split = predictions["test_split"]
-
-    def judge(champion: Registered | None) -> Decision:
-        return _decide(version, top1, champion, split, config.min_gain, work.store)
+    registry.tag(version.version, GATE_TAG, canonical_json(config.model_dump()))
+    asked = judge(results, version, measured, config)
 
     def keep() -> None:
         registry.tag(version.version, ENCODER_TAG, keep_encoder(inputs.encoder, work.store))
 
+    def decision_of(champion: Registered | None) -> Decision:
+        found = asked(champion)
+        if not (config.approval and found.promote) or (champion is not None and champion.version == version.version):
+            return found
+        keep()  # who approves has no encoder at hand
+        command = f"tenfold approve {version.version} --model {config.model}"
+        return Decision([*found.checks, Check("approval", False, f"it passed, and waits for `{command}`")])
+
     ledger = Ledger(work.store, config.model, work.environment.run_id)
-    outcome = promote(registry, ledger, version, judge, keep, work.reporter.note)
+    outcome = promote(registry, ledger, version, decision_of, keep, work.reporter.note)
     decision, champion = outcome.decision, outcome.champion
+    waits = any(check.name == "approval" for check in decision.checks)
+    registry.tag(version.version, APPROVAL_TAG, "waiting" if waits else "")
     if decision.promote:
         registry.unpoint(CHALLENGER, version.version)
     else:
         registry.point(CHALLENGER, version.version)
+    former = results.of(measured.test_split, champion.weights) if champion is not None else None
     verdict = Verdict(
         CHAMPION if decision.promote else CHALLENGER, config.model, version.version, decision.reasons,
-        {"version": champion.version, "top1": _top1_of(champion, split, work.store)} if champion else None,
+        [asdict(check) for check in decision.checks],
+        {"version": champion.version, "top1": former.top1 if former else None} if champion else None,
     )  # fmt: skip
     _record(verdict, evaluation, inputs, outputs, work)
     return verdict
-
-
-def _measured(test_split: str, weights: str) -> str:
-    return f"predictions/{test_split}/{weights}.json"
-
-
-def accuracy(predictions: dict[str, Any]) -> float:
-    """Return the share of right predictions; NaN where there is none."""
-    truth, predicted = predictions["truth"], predictions["predicted"]
-    return sum(a == b for a, b in zip(truth, predicted, strict=True)) / len(truth) if truth else float("nan")
-
-
-def _top1_of(champion: Registered, test_split: str, store: Store) -> float | None:
-    """Return what the champion reaches on these test images; None where it was never measured on them."""
-    key = _measured(test_split, champion.weights)
-    return accuracy(json.loads(store.read(key))) if store.exists(key) else None
-
-
-def _decide(
-    version: Registered, top1: float, champion: Registered | None, test_split: str, min_gain: float, store: Store
-) -> Decision:
-    if champion is None:
-        return decide(top1, None, min_gain, exists=False)
-    if champion.version == version.version:
-        return Decision(True, ["this very student is the champion already"])
-    return decide(top1, _top1_of(champion, test_split, store), min_gain, exists=True)
 
 
 def keep_encoder(folder: Path, store: Store) -> str:
@@ -174,7 +165,9 @@ def _record(verdict: Verdict, evaluation: dict[str, Any], inputs: Inputs, output
     name = json.loads(work.store.read(f"runs/{run_id}/config.json"))["name"]
     page = render({**evaluation, "run_id": run_id, "name": name}, asdict(verdict))
     outputs.report.write_text(page, encoding="utf-8")
-    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    reasons = "\n".join(
+        f"- {'passed' if check['passed'] else '**failed**'}: {check['told']}" for check in verdict.checks
+    )
     outputs.verdict.write_text(
         f"## {verdict.model} version {verdict.version}: {verdict.alias}\n\n{reasons}\n", encoding="utf-8"
     )

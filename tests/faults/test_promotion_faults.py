@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from tenfold.environment import Environment
 from tenfold.errors import StorageError
-from tenfold.registry import CHAMPION, Decision, Ledger, Outcome, Registered, Registry, decide, promote, promotion
+from tenfold.registry import CHAMPION, Check, Decision, Ledger, Outcome, Registered, Registry, promote, promotion
 from tenfold.storage import open_store
 
 PROGRAM = Path(__file__).parents[1] / "promotion_program.py"
@@ -56,7 +56,7 @@ class Model:
 
         def judge(champion: Registered | None) -> Decision:
             its = self.scores[champion.version] if champion else None
-            return decide(self.scores[version], its, 0.0, exists=champion is not None)
+            return Decision([Check("score", its is None or self.scores[version] > its, "by the score")])
 
         return promote(self.registry, self.ledger, challenger, judge, lambda: None, self.told.append)
 

@@ -342,9 +342,12 @@ def test_promoting_follows_the_comparison_on_equal_test_images(
     elsewhere = promoted(4, 20, test_split="t" * 64)
     assert elsewhere.alias == CHALLENGER
     assert "was never measured on these test images" in elsewhere.reasons[0]
-    better = promoted(3, 15)
+    chance = promoted(5, 14)
+    assert chance.alias == CHALLENGER
+    assert "which may be chance" in chance.reasons[0]
+    better = promoted(3, 19)
     assert (better.alias, better.version) == (CHAMPION, "3")
-    assert aliases(client, tmp_path.name) == {CHAMPION: "3", CHALLENGER: "4"}
+    assert aliases(client, tmp_path.name) == {CHAMPION: "3", CHALLENGER: "5"}
 
 
 def test_a_registered_student_comes_back_whole_and_answers_as_the_predictor_does(

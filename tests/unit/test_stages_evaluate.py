@@ -13,7 +13,6 @@ from chain import EVALUATION, Made, seal
 
 from tenfold.augment.spec import parse_spec
 from tenfold.components.evaluate import stage as evaluate
-from tenfold.components.promote import stage as promote
 from tenfold.config import (
     EvaluateConfig,
     EvalViewConfig,
@@ -21,6 +20,7 @@ from tenfold.config import (
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
+from tenfold.evaluation.measured import Measured, parse_measured
 from tenfold.work import Work
 
 
@@ -51,7 +51,12 @@ def test_evaluation_measures_every_rung_on_the_same_test_images(
     predictions = json.loads((outputs.evaluation / "predictions.json").read_text())
     truth = SplitReader(digits, "test").labels().tolist()
     assert predictions["truth"] == truth
-    assert promote.accuracy(predictions) == pytest.approx(result.student.top1.value)
+    kept = parse_measured(json.dumps(predictions).encode(), "here")
+    assert kept.top1 == pytest.approx(result.student.top1.value)
+    assert kept.calibration_error == pytest.approx(result.student.calibration_error)
+    assert kept.parameters == found["student"]["parameters"] > 1000
+    assert kept.latency_ms == found["student"]["latency_ms"] > 0
+    assert found["student"]["bytes"] == (inputs.student / "model.safetensors").stat().st_size
     assert found["test_images"] == len(truth)
     assert outputs.report.read_text().startswith("<!doctype html>")
 
@@ -101,4 +106,4 @@ def test_two_test_splits_have_one_name_only_if_images_classes_and_view_are_equal
 
 
 def test_the_accuracy_of_no_predictions_is_not_a_number() -> None:
-    assert np.isnan(promote.accuracy({"truth": [], "predicted": []}))
+    assert np.isnan(Measured(test_split="s", view="v", classes=["a"], truth=[], predicted=[]).top1)

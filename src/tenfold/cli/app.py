@@ -22,6 +22,7 @@ from tenfold.cli.local_run import DEFAULT_MODEL, Stopped, run_here
 from tenfold.cli.options import File, Preset, Sets, console, errors
 from tenfold.cli.options import console_on as _console
 from tenfold.cli.options import request as _request
+from tenfold.cli.promotion import add_promotion_commands
 from tenfold.cli.runs import add_run_commands
 from tenfold.components.preflight.stage import check
 from tenfold.config import RunConfig, about_preset, load_preset, preset_names
@@ -39,6 +40,7 @@ app.command("gc")(collect_garbage)
 app.command("compile")(compile_to_yaml)
 add_cluster_commands(app)
 add_run_commands(app)
+add_promotion_commands(app)
 
 
 @app.command()

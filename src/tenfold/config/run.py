@@ -40,7 +40,26 @@ class PromoteConfig(Section):
     """The gate to the alias ``champion``."""
 
     model: Name = Field("tenfold-student", pattern=r"^[^/:@]+$", description="name in the MLflow registry")
-    min_gain: float = Field(0.0, description="the challenger's top-1 must exceed the champion's by more than this")
+    min_gain: float = Field(
+        0.0,
+        gt=-1,
+        lt=1,
+        description="beyond chance, the challenger's top-1 must exceed the champion's by more than this",
+    )
+    significance: float = Field(
+        0.05, gt=0, le=0.5, description="share of challengers that are no better, and pass by chance"
+    )
+    max_class_loss: float | None = Field(
+        0.1, ge=0, lt=1, description="no class may lose more than this share of its images, beyond chance; null: any"
+    )
+    max_calibration_error: float | None = Field(None, gt=0, le=1, description="of what is served")
+    max_latency_ms: Positive | None = Field(
+        None, description="median milliseconds an image, from its bytes to its class, on the machine that evaluates"
+    )
+    max_megaparameters: Positive | None = Field(None, description="millions of parameters of what is served")
+    approval: bool = Field(
+        False, description="who passes the gate stays challenger until somebody runs `tenfold approve`"
+    )
 
 
 class RetrainConfig(Section):

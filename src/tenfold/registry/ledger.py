@@ -16,6 +16,10 @@ from tenfold.errors import ConflictError, StorageError, first_fault
 from tenfold.fingerprint import canonical_json, digest
 from tenfold.storage import Store
 
+#: What made an entry: the gate; somebody who approved of what passed it, went back to an earlier champion or went past
+#: the gate (``tenfold promote --because``); or somebody who set the alias in MLflow.
+By = Literal["promotion", "approval", "rollback", "override", "hand"]
+
 
 class Entry(BaseModel):
     """One change of the champion.
@@ -25,8 +29,9 @@ class Entry(BaseModel):
         model: name in the registry.
         version: that became champion; None: a person removed the alias.
         before: the version that was champion before; None: none was.
-        by: ``promotion``, or ``hand`` where somebody set the alias in MLflow.
+        by: see :data:`By`.
         reasons: why.
+        who: the person, where one asked for it; empty for a pipeline.
         run_id: pipeline run that wrote the entry.
         time: when, in UTC.
     """
@@ -37,10 +42,11 @@ class Entry(BaseModel):
     model: str
     version: str | None
     before: str | None
-    by: Literal["promotion", "hand"]
+    by: By
     reasons: list[str]
     run_id: str
     time: str
+    who: str = ""
 
 
 class Ledger:
@@ -92,13 +98,13 @@ class Ledger:
         return self._read(numbers[-1]) if numbers else None
 
     def append(
-        self, last: Entry | None, version: str | None, by: Literal["promotion", "hand"], reasons: list[str]
+        self, last: Entry | None, version: str | None, by: By, reasons: list[str], who: str = ""
     ) -> Entry | None:
         """Write the entry behind ``last``; None where somebody else wrote one there first."""
         entry = Entry(
             number=last.number + 1 if last else 1, model=self._model, version=version,
             before=last.version if last else None, by=by, reasons=reasons, run_id=self._run_id,
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"), who=who,
         )  # fmt: skip
         try:
             # the same bytes are this very entry: a request whose answer was lost was sent again

@@ -15,6 +15,9 @@ from tenfold.tracking import Explained, client
 CHAMPION, CHALLENGER = "champion", "challenger"
 #: Tags of a version: the digest of its weights, and where the encoder that it came from is kept.
 WEIGHTS_TAG, ENCODER_TAG = "tenfold.weights", "tenfold.encoder"
+#: Tags of a version: the test split that it was measured on, the gate that it was asked to pass, and whether it waits
+#: for somebody's approval.
+TEST_SPLIT_TAG, GATE_TAG, APPROVAL_TAG = "tenfold.test_split", "tenfold.gate", "tenfold.approval"
 
 
 @dataclass(frozen=True)

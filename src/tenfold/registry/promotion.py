@@ -36,7 +36,7 @@ from dataclasses import dataclass
 
 from tenfold.errors import TrackingError
 from tenfold.registry.decision import Decision
-from tenfold.registry.ledger import Entry, Ledger
+from tenfold.registry.ledger import By, Entry, Ledger
 from tenfold.registry.models import CHAMPION, Registered, Registry
 
 #: Seconds after which an alias that seems set by hand is looked at again.
@@ -56,7 +56,7 @@ class Outcome:
 
 def promote(
     registry: Registry, ledger: Ledger, challenger: Registered, judge: Callable[[Registered | None], Decision],
-    prepare: Callable[[], None], tell: Callable[[str], None],
+    prepare: Callable[[], None], tell: Callable[[str], None], by: By = "promotion", who: str = "",
 ) -> Outcome:  # fmt: skip
     """Make ``challenger`` champion if ``judge`` says so.
 
@@ -67,6 +67,8 @@ def promote(
         judge: decides against a champion, or against none; asked again where another promotion was first.
         prepare: does what must be there before the challenger is champion; may be called more than once.
         tell: told what was repaired or found.
+        by: what the ledger says of the entry.
+        who: the person who asked for it.
 
     Raises:
         TrackingError: MLflow cannot be reached, or promotions never come to rest.
@@ -80,7 +82,7 @@ def promote(
             prepare()
         if not decision.promote or (champion is not None and champion.version == challenger.version):
             return Outcome(decision, champion, None)
-        entry = ledger.append(last, challenger.version, "promotion", decision.reasons)
+        entry = ledger.append(last, challenger.version, by, decision.reasons, who)
         if entry is not None:
             _fulfil(registry, ledger, entry)
             return Outcome(decision, champion, entry)
