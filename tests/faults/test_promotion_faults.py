@@ -113,6 +113,29 @@ def test_of_equal_students_that_race_one_becomes_champion_by_one_entry_a_round(
         champions.append(winners[0])
 
 
+@pytest.mark.slow
+def test_of_eight_processes_that_race_for_fifty_rounds_one_wins_each_round_by_one_entry(
+    model: Callable[[dict[str, float]], Model], tmp_path: Path
+) -> None:
+    racers, rounds = 8, 50
+    made = model({str(version): 0.0 for version in range(1, racers * rounds + 1)})
+    (tmp_path / "met").mkdir()
+    environment = {**os.environ, "TENFOLD_STORE": made.environment.store,
+                   "MLFLOW_TRACKING_URI": made.environment.tracking_uri}  # fmt: skip
+    processes = []
+    for racer in range(racers):
+        what = {"model": made.name, "racer": racer, "racers": racers, "rounds": rounds, "meet": str(tmp_path / "met")}
+        command = [sys.executable, "-W", "ignore", str(PROGRAM.with_name("race_program.py")), json.dumps(what)]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    won = [entry for process in processes for entry in json.loads(process.communicate(timeout=900)[0])]
+    assert sorted(won) == [[number, number + 1] for number in range(rounds)], "one winner and one entry a round"
+    entries = made.entries()
+    assert [(int(version or 0) - 1) // racers for _, version, _, _ in entries] == list(range(rounds))
+    assert [before for _, _, before, _ in entries] == [None, *(version for _, version, _, _ in entries[:-1])]
+    assert {by for _, _, _, by in entries} == {"promotion"}
+    assert made.champion == entries[-1][1]
+
+
 def test_the_best_of_students_that_race_is_champion_in_the_end_whoever_was_first(
     model: Callable[[dict[str, float]], Model],
 ) -> None:

@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from tenfold.cli.app import app
+from tenfold.cli.options import errors
 from tenfold.config import PromoteConfig
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError, TenfoldError
@@ -81,6 +82,7 @@ class Place:
 def place(mlflow_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     monkeypatch.setattr(promotion, "PAUSE", 0.05)
+    monkeypatch.setattr(errors, "file", None)  # where output goes now, not where it went when this was imported
     return Place(tmp_path.name)
 
 
@@ -103,15 +105,13 @@ def test_a_person_asks_the_gate_and_only_who_passes_becomes_champion(place: Plac
     assert len(place.entries()) == 2
 
 
-def test_past_the_gate_goes_only_who_says_why_and_the_ledger_keeps_it(
-    place: Place, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_past_the_gate_goes_only_who_says_why_and_the_ledger_keeps_it(place: Place) -> None:
     first, worse = place.version(70), place.version(60)
     place("promote", first)
     assert isinstance(place.refused("promote", worse, "--because", " "), ConfigError)
     told = place("promote", worse, "--because", "the old one\n knows no night pictures")
     assert told.exit_code == 0
-    assert "no encoder was kept" in capfd.readouterr().err
+    assert "no encoder was kept" in told.output
     entry = place.entries()[-1]
     assert (entry.version, entry.by, entry.reasons) == (worse, "override", ["the old one knows no night pictures"])
 
@@ -196,9 +196,8 @@ def test_a_rollback_that_another_promotion_overtakes_changes_nothing(
     assert place.champion == third
 
 
-def test_history_tells_who_was_champion_when_and_why(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
-    place("history")
-    assert "had no champion yet" in capfd.readouterr().err
+def test_history_tells_who_was_champion_when_and_why(place: Place) -> None:
+    assert "had no champion yet" in place("history").output
     first, second = place.version(50), place.version(80)
     place("promote", first)
     place("promote", second)
@@ -212,8 +211,7 @@ def test_history_tells_who_was_champion_when_and_why(place: Place, capfd: pytest
     assert then["version"] == first
     (today,) = json.loads(place("history", "--json", "--on", listed[1]["time"][:10]).output)
     assert today["version"] == second
-    place("history", "--on", "2001-01-01")
-    assert "had no champion by 2001-01-01" in capfd.readouterr().err
+    assert "had no champion by 2001-01-01" in place("history", "--on", "2001-01-01").output
     assert "--on yesterday is neither a day" in str(place.refused("history", "--on", "yesterday"))
 
 
