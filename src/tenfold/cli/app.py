@@ -17,7 +17,7 @@ from rich.table import Table
 from tenfold import __version__
 from tenfold.cli.cluster import add_cluster_commands
 from tenfold.cli.compile import compile_to_yaml
-from tenfold.cli.data import collect_garbage, data_app
+from tenfold.cli.data import collect_garbage, data_app, suggest_labels
 from tenfold.cli.local_run import DEFAULT_MODEL, Stopped, run_here
 from tenfold.cli.options import File, Preset, Sets, console, errors
 from tenfold.cli.options import console_on as _console
@@ -37,6 +37,7 @@ config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.command("gc")(collect_garbage)
+app.command("suggest-labels")(suggest_labels)
 app.command("compile")(compile_to_yaml)
 add_cluster_commands(app)
 add_run_commands(app)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from tenfold.environment import Environment
+from tenfold.errors import DataError
 from tenfold.progress import count
 
 data_app = typer.Typer(help="Look at data sets and put them in order.", no_args_is_help=True)
@@ -103,6 +104,37 @@ def audit(
     print(f"{count(len(found), 'label')} that the nearest labelled images contradict")
     for doubt in found[:top]:
         print(f"{doubt.margin:.2f}\t{doubt.path}\t{doubt.label}\tperhaps {doubt.suggestion}")
+
+
+def suggest_labels(
+    uri: Uri,
+    encoder: Annotated[Path, typer.Option(help="Folder of a pretrained encoder or a classifier.")],
+    budget: Annotated[int, typer.Option(min=1, help="How many images you can label.")] = 100,
+    by: Annotated[
+        Literal["typical", "doubtful"] | None,
+        typer.Option(help="Else typical ones up to 10 labels a class, then doubtful ones."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder to write; must not be there yet.")] = Path("suggestions"),
+    image_prefix: Annotated[
+        str, typer.Option(help="Stands before each path in Label Studio's file, e.g. s3://bucket/images/.")
+    ] = "/data/local-files/?d=",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Pick the images whose labels would help most; writes a CSV, an import for Label Studio and a contact sheet."""
+    from tenfold.data.manifest import open_dataset
+    from tenfold.evaluation.suggest import suggest, write_suggestions
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output} is there already; name a new folder by --output")
+    dataset, cache = open_dataset(uri), Environment.read().home / "cache"
+    suggestions, numbers, way = suggest(dataset, encoder, budget, by, seed, cache)
+    write_suggestions(output, suggestions, numbers, dataset, image_prefix, cache)
+    if len(suggestions) < budget:
+        print(f"no more than {count(len(suggestions), 'image')} without a label")
+    print(
+        f"wrote {output}: {count(len(suggestions), f'{way} image')} to label, in suggestions.csv, label_studio.json and"
+    )
+    print("sheet.png; put the labels into the table that data.annotations names, and run again")
 
 
 def collect_garbage(

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tenfold.augment.spec import ViewSpec
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
-from tenfold.errors import DataError
-from tenfold.evaluation.inference import infer
+from tenfold.evaluation.inference import infer, view_of
 from tenfold.evaluation.probes import leave_one_out
 from tenfold.models.saved import load
 
@@ -52,11 +50,7 @@ def audit_labels(dataset: Dataset, encoder: Path, cache: Path) -> list[Doubt]:
     """
     model, description = load(encoder)
     reader = SplitReader(dataset, "labelled", cache)
-    own, kind = reader.pixels, description.evaluation.pixels
-    if own != (kind and kind.stored):
-        told = ["RGB" if each is None else f"{each.channels} channels of {each.bits} bits" for each in (kind, own)]
-        raise DataError(f"the network in {encoder} was made for {told[0]}, and the data set's images are {told[1]}")
-    spec = ViewSpec(backend="torchvision", image_size=description.image_size, evaluation=description.evaluation)
+    spec = view_of(description, reader, f"the network in {encoder}")
     found = infer({"f": model.encoder}, reader, spec, list(range(len(reader))), torch.device("cpu"))["f"]
     names = reader.classes
     labels = reader.labels()

@@ -38,6 +38,19 @@ def require_view(description: Description, spec: ViewSpec, what: str) -> None:
         raise DataError(f"the {what} was made for another view: {', '.join(differing)}; train it on this one")
 
 
+def view_of(description: Description, reader: SplitReader, what: str) -> ViewSpec:
+    """Return the view that a network was made for, for images of a split.
+
+    Raises:
+        DataError: the network was made for images of other channels or depth.
+    """
+    own, kind = reader.pixels, description.evaluation.pixels
+    if own != (kind and kind.stored):
+        told = ["RGB" if each is None else f"{each.channels} channels of {each.bits} bits" for each in (kind, own)]
+        raise DataError(f"{what} was made for {told[0]}, and the data set's images are {told[1]}")
+    return ViewSpec(backend="torchvision", image_size=description.image_size, evaluation=description.evaluation)
+
+
 @torch.no_grad()
 def apply(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.device, batch_size: int = 512) -> Floats:
     """Apply ``function`` to ``images`` batch by batch and return its rows as one float64 array."""
