@@ -89,20 +89,12 @@ def test_what_is_suggested_has_no_label_comes_once_and_the_same_again(
 
 def test_the_command_writes_a_table_an_import_and_a_sheet(made: Made, digits: Dataset, tmp_path: Path) -> None:
     output = tmp_path / "to label"
-    arguments = [
-        "suggest-labels",
-        digits.uri,
-        "--encoder",
-        str(made.encoder),
-        "--budget",
-        "12",
-        "--output",
-        str(output),
-    ]
+    arguments = ["suggest-labels", digits.uri, "--encoder", str(made.encoder), "--budget", "12"]
+    arguments += ["--output", str(output)]
     told = CliRunner().invoke(app, [*arguments, "--image-prefix", "s3://bucket/images/"])
     assert told.exit_code == 0, told.output
     assert "12 typical images to label" in told.output
-    rows = list(csv.DictReader((output / "suggestions.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((output / "suggestions.csv").read_text(encoding="utf-8").splitlines()))
     assert list(rows[0]) == ["path", "label", "guess", "confidence", "cluster", "score"]
     assert len(rows) == 12
     assert {row["label"] for row in rows} == {""}
@@ -110,7 +102,8 @@ def test_the_command_writes_a_table_an_import_and_a_sheet(made: Made, digits: Da
     assert [task["data"]["image"] for task in tasks] == [f"s3://bucket/images/{row['path']}" for row in rows]
     (result,) = tasks[0]["predictions"][0]["result"]
     assert result["value"]["choices"] == [rows[0]["guess"]]
-    assert Image.open(output / "sheet.png").size == (960, 192)
+    with Image.open(output / "sheet.png") as sheet:
+        assert sheet.size == (960, 192)
     again = CliRunner().invoke(app, arguments).exception
     assert isinstance(again, DataError)
     assert "is there already" in str(again)

@@ -131,10 +131,9 @@ def suggest_labels(
     write_suggestions(output, suggestions, numbers, dataset, image_prefix, cache)
     if len(suggestions) < budget:
         print(f"no more than {count(len(suggestions), 'image')} without a label")
-    print(
-        f"wrote {output}: {count(len(suggestions), f'{way} image')} to label, in suggestions.csv, label_studio.json and"
-    )
-    print("sheet.png; put the labels into the table that data.annotations names, and run again")
+    told = "suggestions.csv, label_studio.json and sheet.png"
+    print(f"wrote {output}: {count(len(suggestions), f'{way} image')} to label, in {told}")
+    print("put the labels into the table that data.annotations names, and run again")
 
 
 def collect_garbage(
