@@ -247,7 +247,7 @@ def make_evaluation(folder: Path, right: int, test_split: str = "s" * 64) -> Pat
         "name": "test", "run_id": "r", "dataset": "file:///d", "classes": CLASSES, "test_images": 20,
         "confidence": 0.95,
         "rungs": [{**rung, "id": "baseline", "gain": gain}, rung],
-        "student": {"network": TINY.model_dump(), "parameters": 1, "image_size": 16},
+        "student": {"network": TINY.model_dump(), "parameters": 1, "image_size": 16, "latency_ms": 1.0, "bytes": 4},
         "counts": {"unlabelled": 9, "labelled": 3, "test": 20}, "labelled": dict.fromkeys(CLASSES, 1),
         "quarantined": [], "leaks": [], "curves": {}, "pictures": {"views": None, "confidence": None}, "mistakes": [],
         "stages": [{"stage": "distill", "fingerprint": "f" * 64, "run_id": "r", "mlflow_run_id": "m" * 32,

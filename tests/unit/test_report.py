@@ -63,7 +63,7 @@ def evaluation() -> dict[str, Any]:
         "name": "animals", "run_id": "this-run", "dataset": "s3://bucket/datasets/" + "a" * 64 + ".json",
         "classes": classes, "test_images": 200, "confidence": 0.95, "rungs": rungs,
         "student": {"network": {"depth": 18, "width": 1.0, "small_images": True, "selective_kernels": False},
-                    "parameters": 11_173_962, "image_size": 32},
+                    "parameters": 11_173_962, "image_size": 32, "latency_ms": 12.34, "bytes": 44_700_000},
         "counts": {"unlabelled": 50_000, "labelled": 250, "test": 200}, "labelled": {"cat": 125, "dog": 125},
         "leaks": [],
         "quarantined": [{"path": "cats/broken.jpg", "reason": "the file ends early"}],
@@ -89,7 +89,13 @@ def test_text_of_users_is_escaped_everywhere(evaluation: dict[str, Any]) -> None
     evaluation["mistakes"][0] |= {"path": SCRIPT, "true": SCRIPT, "predicted": '" onerror="alert(1)'}
     evaluation["curves"][SCRIPT] = [{"step": 1.0, "loss": 1.0}]
     evaluation["rungs"][0]["title"] = SCRIPT
-    verdict = {"alias": "challenger", "model": SCRIPT, "version": "2", "reasons": [SCRIPT], "champion": None}
+    verdict = {
+        "alias": "challenger",
+        "model": SCRIPT,
+        "version": "2",
+        "champion": None,
+        "checks": [{"name": SCRIPT, "passed": False, "told": SCRIPT}],
+    }
     page = render(evaluation, verdict)
     assert "<script" not in page
     assert 'onerror="' not in page
@@ -165,11 +171,14 @@ def test_a_long_quarantine_is_cut_and_says_so(evaluation: dict[str, Any]) -> Non
 
 def test_the_verdict_is_shown_with_reasons(evaluation: dict[str, Any]) -> None:
     verdict = {
-        "alias": "challenger", "model": "animals", "version": "7", "reasons": ["0.8 points below it"],
+        "alias": "challenger", "model": "animals", "version": "7",
+        "checks": [{"name": "top-1", "passed": False, "told": "0.8 points below it"},
+                   {"name": "size", "passed": True, "told": "small enough"}],
         "champion": {"version": "6", "top1": 0.88},
     }  # fmt: skip
     page = render(evaluation, verdict)
-    for text in ("Registered as challenger", "version 7", "0.8 points below", "stays the champion", "88.0%"):
+    for text in ("Registered as challenger", "version 7", "stays the champion", "88.0%",
+                 "<b>failed</b> 0.8 points below it", "<b>passed</b> small enough", "12.3 ms", "44.7 MB"):  # fmt: skip
         assert text in page
     assert "Promoted to champion" in render(evaluation, {**verdict, "alias": "champion"})
     assert "challenger" not in render(evaluation)
@@ -183,7 +192,7 @@ def test_the_verdict_is_shown_with_reasons(evaluation: dict[str, Any]) -> None:
 def test_the_verdict_tells_of_a_champion_that_is_missing_unmeasured_or_the_same(
     evaluation: dict[str, Any], champion: dict[str, Any] | None, words: str
 ) -> None:
-    verdict = {"alias": "champion", "model": "m", "version": "7", "reasons": [], "champion": champion}
+    verdict = {"alias": "champion", "model": "m", "version": "7", "checks": [], "champion": champion}
     assert words in render(evaluation, verdict)
 
 

@@ -28,7 +28,8 @@ def render(evaluation: dict[str, Any], verdict: dict[str, Any] | None = None) ->
     Args:
         evaluation: what the evaluate stage wrote to evaluation.json.
         verdict: what the gate of promotion said, if it has been asked: ``alias`` (champion or challenger),
-            ``model``, ``version``, ``reasons`` and ``champion`` (the former one's version and top1).
+            ``model``, ``version``, ``checks`` (each with ``passed`` and ``told``) and ``champion`` (the former one's
+            version and top1).
     """
     rungs = {rung["id"]: rung for rung in evaluation["rungs"]}
     scores = rungs["student"]["scores"]
