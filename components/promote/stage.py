@@ -119,7 +119,8 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     outcome = promote(registry, ledger, version, decision_of, keep, work.reporter.note)
     decision, champion = outcome.decision, outcome.champion
     waits = any(check.name == "approval" for check in decision.checks)
-    registry.tag(version.version, APPROVAL_TAG, "waiting" if waits else "")
+    if waits or APPROVAL_TAG in version.tags:
+        registry.tag(version.version, APPROVAL_TAG, "waiting" if waits else "decided")
     if decision.promote:
         registry.unpoint(CHALLENGER, version.version)
     else:

@@ -37,7 +37,7 @@ from tenfold.models.heads import Classifier
 from tenfold.models.saved import build, save
 from tenfold.predictor import Predictor
 from tenfold.progress import Reporter
-from tenfold.registry import CHALLENGER, CHAMPION, Registry
+from tenfold.registry import CHALLENGER, CHAMPION, Desk, Registry
 from tenfold.storage import open_store
 from tenfold.tracking import QueuedTracker, parent_run, task_run
 from tenfold.work import Work
@@ -267,7 +267,7 @@ def promoted(server: str, tmp_path: Path) -> Callable[..., promote.Verdict]:
     """Promote a student: ``promoted(seed, right)``, of the model that is named after the test."""
     calls = 0
 
-    def run(seed: int, right: int, test_split: str = "s" * 64) -> promote.Verdict:
+    def run(seed: int, right: int, test_split: str = "s" * 64, *, approval: bool = False) -> promote.Verdict:
         nonlocal calls
         calls += 1
         folder = tmp_path / f"promotion-{calls}"
@@ -282,7 +282,8 @@ def promoted(server: str, tmp_path: Path) -> Callable[..., promote.Verdict]:
         tracker = task_run(environment, "promote")
         work = Work("promote", "f" * 64, store, environment, Reporter("promote"), tracker)
         outputs = promote.Outputs(folder / "report.html", folder / "verdict.md")
-        verdict = promote.run(PromoteConfig(model=tmp_path.name), inputs, outputs, work)
+        config = PromoteConfig(model=tmp_path.name, approval=approval)
+        verdict = promote.run(config, inputs, outputs, work)
         tracker.finish("FINISHED")
         assert verdict.alias in outputs.verdict.read_text()
         assert outputs.report.stat().st_size > 1000
@@ -348,6 +349,25 @@ def test_promoting_follows_the_comparison_on_equal_test_images(
     better = promoted(3, 19)
     assert (better.alias, better.version) == (CHAMPION, "3")
     assert aliases(client, tmp_path.name) == {CHAMPION: "3", CHALLENGER: "5"}
+
+
+def test_with_approval_who_passes_waits_with_its_encoder_until_a_person_approves(
+    promoted: Callable[..., promote.Verdict], client: MlflowClient, tmp_path: Path
+) -> None:
+    waiting = promoted(1, 12, approval=True)
+    assert (waiting.alias, waiting.version) == (CHALLENGER, "1")
+    assert waiting.reasons[0] == f"it passed, and waits for `tenfold approve 1 --model {tmp_path.name}`"
+    tags = client.get_model_version(tmp_path.name, "1").tags
+    assert tags["tenfold.approval"] == "waiting"
+    assert Path(tags["tenfold.encoder"].removeprefix("file://")).is_dir()
+    desk = Desk(Environment.read(), tmp_path.name, "a person", lambda text: None)
+    assert desk.approve(None).decision.promote
+    assert aliases(client, tmp_path.name) == {CHAMPION: "1"}
+    (entry,) = desk.history()
+    assert (entry.by, entry.who) == ("approval", "a person")
+    again = promoted(1, 12, approval=True)
+    assert again.alias == CHAMPION, "it is the champion already, and waits for nothing"
+    assert client.get_model_version(tmp_path.name, "1").tags["tenfold.approval"] == "decided"
 
 
 def test_a_registered_student_comes_back_whole_and_answers_as_the_predictor_does(
