@@ -208,8 +208,10 @@ def with_init(config: RunConfig) -> RunConfig:
     return changed(config, sections)
 
 
-def _kind(network: ResNetConfig | TimmConfig) -> str:
+def _kind(network: ResNetConfig | ViTConfig | TimmConfig) -> str:
     """Return what kind of network it is, in words."""
+    if isinstance(network, ViTConfig):
+        return f"ViT-{network.vit} on patches of {network.patch} pixels"
     return f"timm's {network.timm}" if isinstance(network, TimmConfig) else f"a ResNet-{network.depth}"
 
 
@@ -272,8 +274,11 @@ def begin(config: RunConfig, environment: Environment) -> str | None:
     for place in places:
         if free_bytes(place) < 200_000_000:
             raise DataError(f"less than 200 MB are free on the disk of {place}")
+    reporter = Reporter("preflight", environment.events)
+    if config.pretrain.init is not None:
+        reporter.note(f"the network is that of pretrain.init, {_kind(config.pretrain.network)}, whatever else was set")
     if not config.distils:
-        Reporter("preflight", environment.events).note(
+        reporter.note(
             "nothing is distilled: the teacher itself is served, and settings of distill and pseudo_label have no "
             "effect; distill.enabled=true makes a student"
         )

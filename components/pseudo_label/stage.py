@@ -67,6 +67,7 @@ def run(config: PseudoLabelConfig, inputs: Inputs, outputs: Outputs, work: Work)
     if not config.enabled:
         work.reporter.note("switched off; nothing is distilled")
         outputs.soft_labels.mkdir(parents=True, exist_ok=True)
+        (outputs.soft_labels / "none.txt").write_text("nothing is distilled, so nothing was labelled\n")
         return
     device = prepare(work.environment)
     dataset = open_dataset(inputs.dataset)

@@ -119,9 +119,10 @@ def _warn(config: SelfTrainConfig, decay: float, steps: int, work: Work) -> None
         return
     half_life = math.log(0.5) / math.log(decay)
     if half_life > steps:
+        usual = SelfTrainConfig().decay(steps)
         work.reporter.warn(
             f"self_train.average is {decay}: after all {steps} steps the average still is {decay**steps:.0%} its "
-            f"start. Leave it out for a half-life of 7% of the run, {0.5 ** (1 / (0.07 * steps)):.4f}"
+            f"start. Leave it out for a half-life of 7% of the run, {usual:.4f}"
         )
 
 

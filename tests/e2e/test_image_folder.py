@@ -80,9 +80,25 @@ def run(home: Path, source: str, **environment: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
+def test_where_nothing_is_distilled_the_self_trained_teacher_is_what_the_run_comes_to(
+    images: Path, local: dict[str, Any]
+) -> None:
+    home = local["home"]
+    done = subprocess.run(
+        [TENFOLD, "run", "--config", str(home / "tiny.yaml"), "--set", f"data.source={images}",
+         "--set", "distill={enabled: false}"],
+        env={**os.environ, "TENFOLD_HOME": str(home), "TENFOLD_RUN_ID": "alone", "TENFOLD_THREADS": "1"},
+        capture_output=True, text=True, timeout=800, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "self-trained teacher, which is served" in (home / "runs" / "alone" / "report.html").read_text()
+
+
 @pytest.fixture(scope="module")
 def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(tmp_path_factory.mktemp("local") / "home", str(images))
+    home = tmp_path_factory.mktemp("local") / "home"
+    return {**run(home, str(images)), "home": home}
 
 
 @pytest.mark.slow

@@ -20,9 +20,11 @@ from tenfold.components.promote import stage as promote
 from tenfold.config import (
     BaselineConfig,
     Description,
+    DistillConfig,
     EvalViewConfig,
     HeadConfig,
     PromoteConfig,
+    PseudoLabelConfig,
     ResNetConfig,
     SelfTrainConfig,
     ViewConfig,
@@ -154,6 +156,24 @@ def test_a_stage_leaves_its_lineage_its_curves_and_its_result_s_checkpoint_until
     off = canonical_json(SelfTrainConfig(enabled=False, seed=0).model_dump())
     execute("self_train", off, inputs, {"teacher": str(tmp_path / "teacher")})
     assert list(store.list("work/")) == []
+
+
+def test_a_stage_that_is_switched_off_ends_well_and_leaves_its_outputs(
+    client: MlflowClient, digits: Dataset, tmp_path: Path
+) -> None:
+    baseline(digits.uri, teacher := tmp_path / "classifier")
+    kept = {"dataset": digits.uri, "evaluation": TRAINING, "teacher": teacher, "finetuned": teacher}
+    labels = tmp_path / "labels"
+    nothing = canonical_json(PseudoLabelConfig(enabled=False, seed=0).model_dump())
+    execute("pseudo_label", nothing, {**kept, "weak": TRAINING, "encoder": teacher}, {"soft_labels": str(labels)})
+    assert read_lineage(labels)["stage"] == "pseudo_label"
+    off = canonical_json(DistillConfig(enabled=False, seed=0, deterministic=False).model_dump())
+    given = {**kept, "views": TRAINING, "soft_labels": labels}
+    execute("distill", off, given, {"student": str(tmp_path / "student")})
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (teacher, tmp_path / "student")]
+    assert weights[0] == weights[1]
+    for stage in ("pseudo_label", "distill"):
+        assert nested(client, stage).info.status == "FINISHED"
 
 
 def test_a_process_that_hands_its_run_over_sends_what_it_recorded_and_leaves_it_open(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from typer.testing import CliRunner
 
+from tenfold.cli.app import app
 from tenfold.errors import DataError
 from tenfold.models.imported import import_vit
 from tenfold.models.saved import load_pretrained
@@ -95,6 +98,10 @@ def test_a_file_with_a_decoder_and_no_classifier_is_taken_without_it(tmp_path: P
             r"blocks.3.norm1.weight has the shape \(5,\), and \(192,\) is needed",
         ),
         ({"blocks.3.norm1.weight": torch.full((192,), torch.nan)}, "holds values that are no finite numbers"),
+        ({"pos_embed": torch.zeros(())}, r"pos_embed has the shape \(\), which no transformer has"),
+        ({"pos_embed": torch.zeros(1, 1, 192)}, "which is no class token and a square"),
+        ({"patch_embed.proj.weight": torch.zeros(())}, r"patch_embed.proj.weight has the shape \(\)"),
+        ({"patch_embed.proj.weight": torch.zeros(192, 3, 0, 0)}, r"has the shape \(192, 3, 0, 0\), which no transf"),
         (
             {"blocks.12.norm1.weight": torch.ones(192)},
             r"has width 192 and 13 blocks, which is none of tiny \(192, 12\)",
@@ -109,6 +116,42 @@ def test_what_is_no_such_transformer_is_refused_and_nothing_is_written(
     with pytest.raises(DataError, match=told):
         import_vit(tmp_path / "w.safetensors", tmp_path / "encoder", "average", 64)
     assert not (tmp_path / "encoder").exists()
+
+
+def test_a_training_script_s_checkpoint_is_taken_or_its_moving_average(tmp_path: Path) -> None:
+    state, file = reference().state_dict(), tmp_path / "checkpoint.pth"
+    mean = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"model": state, "model_ema": mean, "epoch": 7, "args": Namespace(lr=1e-3)}, file)
+    for average, wanted in ((False, state), (True, mean)):
+        made = tmp_path / f"{average}"
+        import_vit(file, made, "average", 64, average=average)
+        network = load_pretrained(made)[0].encoder.state_dict()
+        torch.testing.assert_close(network["network.blocks.0.attn.qkv.bias"], wanted["blocks.0.attn.qkv.bias"])
+    torch.save({"model": state}, file)
+    with pytest.raises(DataError, match="holds no moving average of the weights"):
+        import_vit(file, tmp_path / "none", "average", 64, average=True)
+
+
+def test_what_another_program_wrapped_or_made_sparse_is_refused_by_what_it_holds(tmp_path: Path) -> None:
+    state, file = reference().state_dict(), tmp_path / "w.pth"
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, file)
+    with pytest.raises(DataError, match=r"lacks cls_token: .* \(but module\.blocks"):
+        import_vit(file, tmp_path / "encoder", "average", 64)
+    torch.save({**state, "cls_token": state["cls_token"].to_sparse()}, file)
+    with pytest.raises(DataError, match="cls_token is no ordinary tensor"):
+        import_vit(file, tmp_path / "encoder", "average", 64)
+    torch.save({name: tensor for name, tensor in state.items() if name != "norm.weight"}, file)
+    with pytest.raises(DataError, match=r"lacks norm\.weight; take its features' mean instead: --vit average"):
+        import_vit(file, tmp_path / "encoder", "token", 64)
+
+
+def test_an_address_is_no_folder_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["import-checkpoint", "weights.pth", "s3://bucket/encoder", "--vit", "average"]
+    refusal = CliRunner().invoke(app, line).exception
+    assert isinstance(refusal, DataError)
+    assert "is no folder of this machine" in str(refusal)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_imports_it(tmp_path: Path) -> None:

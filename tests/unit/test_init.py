@@ -175,7 +175,7 @@ def test_the_command_refuses_a_folder_that_is_there_and_a_checkpoint_that_is_not
     free = [str(tmp_path / "none"), str(tmp_path / "new")]
     for arguments, message in (
         (free, "there is no TensorFlow checkpoint"),
-        ([*free, "--timm", NAME, "--average"], "are for SimCLR's checkpoints"),
+        ([*free, "--timm", NAME, "--average"], "--average is not for --timm"),
         ([*free, "--timm", NAME, "--vit", "token"], "give one of"),
     ):
         refusal = CliRunner().invoke(app, ["import-checkpoint", *arguments]).exception

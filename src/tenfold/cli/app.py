@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -244,7 +245,9 @@ def _download(model: str, folder: Path) -> Path:
 def import_checkpoint(
     source: Annotated[Path, typer.Argument(help="TensorFlow checkpoint of SimCLR, or weights of MAE or timm.")],
     output: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.")],
-    average: Annotated[bool, typer.Option(help="The moving average's copy (ema_model/).")] = False,
+    average: Annotated[
+        bool, typer.Option(help="The moving average's copy (ema_model/, or model_ema of --vit).")
+    ] = False,
     from_head_layer: Annotated[
         int | None,
         typer.Option(help="Import the classifier, on this layer of the head: 1 if fine-tuned on 1% or 10%, else 0."),
@@ -260,17 +263,22 @@ def import_checkpoint(
     """Make an official SimCLR or MAE checkpoint, or a timm model's weights, an encoder for `pretrain.init.path`."""
     from tenfold.models.imported import import_official, import_timm, import_vit
 
+    if "://" in str(output) or re.match(r"[a-z0-9]+:/[^/]", str(output)):
+        raise DataError(
+            f"{output} is no folder of this machine: write to one, and copy that by `aws s3 cp --recursive`"
+        )
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise DataError(f"{output} is there already; name a new folder")
     if timm is not None or vit is not None:
-        if average or classes is not None or from_head_layer is not None:
+        if classes is not None or from_head_layer is not None or (average and timm is not None):
             raise ConfigError(
-                "--average, --classes and --from-head-layer are for SimCLR's checkpoints, not for --timm or --vit"
+                "--classes and --from-head-layer are for SimCLR's checkpoints, not for --timm or --vit, and --average "
+                "is not for --timm"
             )
         if timm is not None and vit is not None:
             raise ConfigError("give one of --timm and --vit; with --vit the network becomes one of ours")
         if vit is not None:
-            description = import_vit(source, output, vit, image_size)
+            description = import_vit(source, output, vit, image_size, average=average)
         else:
             description = import_timm(source, str(timm), output, image_size)
     else:

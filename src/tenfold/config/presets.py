@@ -91,7 +91,11 @@ def merge(base: dict[str, Any], over: Mapping[str, Any], *, turns: bool = True) 
 
 
 #: Keys of which a section takes one.
-_ALTERNATIVES = (frozenset({"steps", "epochs"}), frozenset({"per_class", "fraction", "file"}))
+_ALTERNATIVES = (
+    frozenset({"steps", "epochs"}),
+    frozenset({"warmup", "warmup_epochs"}),
+    frozenset({"per_class", "fraction", "file"}),
+)
 
 
 def preset_names() -> list[str]:

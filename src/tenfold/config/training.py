@@ -30,6 +30,11 @@ class OptimizerConfig(Section):
     warmup_epochs: float | None = Field(None, ge=0, description="instead of the share")
 
 
+#: How long a training is.
+Steps = Annotated[int, Field(ge=1, le=10**9)]
+Epochs = Annotated[float, Field(gt=0, le=10**6)]
+
+
 class Length(NamedTuple):
     """Steps in all, and those of them over which the learning rate rises."""
 
@@ -41,8 +46,8 @@ class TrainConfig(Section):
     """What every training stage has."""
 
     batch_size: int = Field(256, ge=2)
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
+    steps: Steps | None = None
+    epochs: Epochs | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -132,7 +137,7 @@ class PretrainConfig(TrainConfig):
 
     enabled: bool = Field(True, description="false: no pretraining, fine-tuning starts from a fresh network")
     method: Literal["simclr", "mae"] = "simclr"
-    epochs: float | None = 100
+    epochs: Epochs | None = 100
     network: Network = Field(ResNetConfig(), description="with init: the one that is there")
     head: HeadConfig = Field(HeadConfig(), description="with init: its own, if it has one")
     temperature: Positive = 0.5
@@ -177,7 +182,7 @@ class PretrainConfig(TrainConfig):
 class SupervisedConfig(TrainConfig):
     """Training on the labelled subset."""
 
-    steps: int | None = 200
+    steps: Steps | None = 200
     batch_size: int = Field(64, ge=2)
     label_smoothing: Probability = 0.0
     mixup: float = Field(0.0, ge=0, le=10, description="alpha of the Beta distribution that shares are drawn from")
@@ -216,7 +221,7 @@ class SelfTrainConfig(TrainConfig):
         description="who labels weak views: the student's moving average, the student itself, or the fine-tuned "
         "teacher as it is",
     )
-    steps: int | None = 400
+    steps: Steps | None = 400
     batch_size: int = Field(64, ge=2, description="labelled images a step")
     ratio: int = Field(4, ge=1, description="unlabelled images for each labelled one (mu)")
     threshold: Probability = Field(0.7, description="confidence above which a pseudo-label counts")
@@ -284,7 +289,7 @@ class DistillConfig(TrainConfig):
     enabled: bool | None = Field(
         None, description="false: the teacher is the student; unless set, method simclrv2 distils and semi_vit does not"
     )
-    epochs: float | None = 100
+    epochs: Epochs | None = 100
     network: Network = ResNetConfig()
     init: Literal["scratch", "finetuned"] = Field(
         "scratch",

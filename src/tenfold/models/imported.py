@@ -42,21 +42,32 @@ def import_timm(source: Path, name: str, output: Path, image_size: int) -> Descr
     return description
 
 
-def import_vit(source: Path, output: Path, pool: Literal["average", "token"], image_size: int) -> Description:
+#: Tensors that every vision transformer has, and how many dimensions each has.
+_DIMENSIONS = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.attn.qkv.weight": 2}
+
+
+def import_vit(
+    source: Path, output: Path, pool: Literal["average", "token"], image_size: int, *, average: bool = False
+) -> Description:
     """Write a transformer of MAE, Semi-ViT or timm as an encoder of ours, for images of side ``image_size``.
 
     Size and patches are read off the tensors; positions are interpolated where the number of patches is another, and
     sines made anew. They are trained on, as in Semi-ViT. A decoder or classifier is left out; so is the last layer norm
     with ``average``, whose own one is fresh unless the file has it (``fc_norm``). Images are normalised by ImageNet's
-    mean and deviation, as MAE's are.
+    mean and deviation, as MAE's are. ``average`` takes the moving average of the weights, where the file has one.
 
     Raises:
         DataError: it holds something else, or a transformer of no size that the papers have.
     """
-    state = read_tensors(source)
-    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"):
+    state = read_tensors(source, average=average)
+    for name, dimensions in _DIMENSIONS.items():
         if name not in state:
-            raise DataError(f"{source} lacks {name}: it holds no vision transformer of MAE, Semi-ViT or timm")
+            held = ", ".join(sorted(state)[:3]) or "nothing"
+            raise DataError(
+                f"{source} lacks {name}: it holds no vision transformer of MAE, Semi-ViT or timm (but {held}, …)"
+            )
+        if state[name].ndim != dimensions or 0 in state[name].shape:
+            raise DataError(f"{source}: {name} has the shape {tuple(state[name].shape)}, which no transformer has")
     width, patch = state["pos_embed"].shape[-1], state["patch_embed.proj.weight"].shape[-1]
     depth = 1 + max(int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name)))
     sizes = [name for name, size in SIZES.items() if (size.width, size.depth) == (width, depth)]
@@ -67,7 +78,7 @@ def import_vit(source: Path, output: Path, pool: Literal["average", "token"], im
         raise DataError(f"images of side {image_size} are no whole patches of {patch} pixels; give --image-size")
     positions = state["pos_embed"]
     square = round((positions.shape[1] - 1) ** 0.5)
-    if positions.ndim != 3 or 1 + square**2 != positions.shape[1]:
+    if not square or 1 + square**2 != positions.shape[1]:
         raise DataError(
             f"{source}: pos_embed has the shape {tuple(positions.shape)}, which is no class token and a square"
         )
@@ -95,7 +106,8 @@ def _fill(network: nn.Module, state: dict[str, Tensor], source: Path) -> None:
         if name not in state:
             if name.startswith("fc_norm."):
                 continue
-            raise DataError(f"{source} lacks {name}")
+            cure = "; take its features' mean instead: --vit average" if name.startswith("norm.") else ""
+            raise DataError(f"{source} lacks {name}{cure}")
         given = state[name]
         if given.shape != tensor.shape:
             raise DataError(f"{source}: {name} has the shape {tuple(given.shape)}, and {tuple(tensor.shape)} is needed")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,8 +68,12 @@ class TimmEncoder(Encoder):
         self.network.load_state_dict(state)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ``.safetensors`` file, or of a pickle that holds nothing else.
+def read_tensors(path: Path, *, average: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of a ``.safetensors`` file, or of a pickle that holds nothing but such and plain values.
+
+    Args:
+        path: the file.
+        average: the moving average's, where a training script kept both (``model_ema``).
 
     Raises:
         DataError: it holds something else, or cannot be read.
@@ -76,14 +82,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"there is no file {path}")
     try:
         safe = path.suffix == ".safetensors"
-        state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        # a training script's arguments may lie beside the weights; of sparse tensors, refused below, torch warns
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings(action="ignore"):
+            state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, IndexError):
         raise DataError(
             f"{path} holds no tensors that can be read safely; save the model's state_dict as .safetensors"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in ("model_ema",) if average else ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
+        elif average:
+            raise DataError(f"{path} holds no moving average of the weights (model_ema); leave --average out")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise DataError(f"{path} holds no mapping of names to tensors")
+    odd = sorted(name for name, tensor in state.items() if tensor.layout != torch.strided)
+    if odd:
+        raise DataError(f"{path}: {odd[0]} is no ordinary tensor ({state[odd[0]].layout})")
     return cast(dict[str, Tensor], state)
