@@ -23,6 +23,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -201,8 +202,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             colour = "#777777" if row["id"] == "finetuned" else "#1f77b4"
             axes.plot([place] * SUBSETS, [100 * v for v in row["values"]], "o", color=colour, alpha=0.5, markersize=4)
             axes.plot(place, 100 * row["top1"]["mean"], "_", color=colour, markersize=22, markeredgewidth=2)
-        names = [row["title"].replace(", ", ",\n").replace(" (Semi-ViT)", "\n(Semi-ViT)") for row in rows]
-        axes.set_xticks(range(len(rows)), names, fontsize=7)
+        axes.set_xticks(range(len(rows)), ["\n".join(wrap(row["title"], 11)) for row in rows], fontsize=7)
         axes.set_xlim(-0.6, len(rows) - 0.4)
         axes.set_title(title, fontsize=9)
         axes.grid(axis="y", alpha=0.3)
