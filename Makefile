@@ -8,7 +8,7 @@ REGISTRY ?= localhost/tenfold
 TAG ?= dev
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test test-all test-faults test-docker image images sbom scan lint format bench-digits bench-cifar10 bench-ablations bench-semi-vit bench-views bench-data bench-train bench-profile bench-scaling compiled manifests clean
+.PHONY: help setup demo test test-all test-faults test-docker image images sbom scan lint format bench-digits bench-cifar10 bench-ablations bench-semi-vit bench-suggest bench-views bench-data bench-train bench-profile bench-scaling compiled manifests clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ bench-cifar10: $(STAMP)  ## CIFAR-10 on CPU cores: ARCHIVE=cifar10-jpeg.tar; goe
 
 bench-semi-vit: $(STAMP)  ## EMA teacher, FixMatch and pseudo labels on CIFAR-10 with 50 labels a class: CIFAR10=….tar
 	$(BIN)/python benchmarks/semi_vit.py $(CIFAR10)
+
+bench-suggest: $(STAMP)  ## images to label that are picked, beside random ones, on digits and CIFAR-10: CIFAR10=….tar
+	$(BIN)/python benchmarks/suggest.py $(CIFAR10)
 
 bench-ablations: $(STAMP)  ## SimCLRv2's ablations on digits; goes on where it was stopped
 	$(BIN)/python benchmarks/ablations.py
