@@ -3,8 +3,8 @@
 Digits and CIFAR-10, each with an encoder that was pretrained on the training images without labels (CIFAR-10's is that
 of ``make bench-semi-vit``). From no label at all 20, 50 and 100 images are picked by each way, given their true labels,
 and a logistic regression on the features is measured on the test images; five seeds draw the random ones and the
-clusters. Beside it, from 200 random labels on, 100 more: the doubtful ones, the typical ones, and random ones. Gains are
-paired by seed, with Student's t interval; encoder and test images are the same in all.
+clusters. Beside it, from 200 random labels on, 100 more: the doubtful ones, the typical ones, and random ones. Gains
+are paired by seed, with Student's t interval; encoder and test images are the same in all.
 """
 
 from __future__ import annotations
