@@ -316,9 +316,9 @@ def _picture(path: Path) -> str | None:
 def _mistakes(
     predicted: Floats, truth: NDArray[np.int64], classes: list[str], reader: SplitReader
 ) -> list[dict[str, Any]]:
-    """Return the student's most confident mistakes."""
+    """Return the student's worst mistakes: the images with the greatest loss."""
     wrong = np.flatnonzero(predicted.argmax(1) != truth)
-    worst = wrong[np.argsort(-predicted[wrong].max(1), kind="stable")][:_MISTAKES]
+    worst = wrong[np.argsort(predicted[wrong, truth[wrong]], kind="stable")][:_MISTAKES]
     shown = []
     for number in worst.tolist():
         picture = Image.fromarray(reader.picture(number))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tenfold.evaluation.metrics import bootstrap_interval, score
+from tenfold.evaluation.metrics import bootstrap_interval, reliability, score, wilson_interval
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -18,7 +18,8 @@ def test_scores_of_a_hand_counted_split() -> None:
     truth = np.array([0, 0, 0, 1, 1, 2])
     scores = score(certain([0, 0, 1, 1, 1, 0]), truth, CLASSES, 200, 0.95, 0)
     assert scores.top1.value == pytest.approx(4 / 6)
-    assert scores.recalls == {"ant": pytest.approx(2 / 3), "bee": 1.0, "cat": 0.0}
+    found = {name: recall.value for name, recall in scores.recalls.items() if recall is not None}
+    assert found == {"ant": pytest.approx(2 / 3), "bee": 1.0, "cat": 0.0}
     assert scores.balanced == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert scores.confusion == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
     assert scores.calibration_error == pytest.approx(2 / 6), "certain, and wrong in two of six"
@@ -44,6 +45,29 @@ def test_calibration_of_honest_probabilities_is_near_0() -> None:
     rows = rng.dirichlet(np.ones(3), 20_000)
     truth = np.array([rng.choice(3, p=row) for row in rows[:4000]])
     assert score(rows[:4000], truth, CLASSES, 200, 0.95, 0).calibration_error < 0.03
+
+
+def test_a_recall_s_interval_is_wilson_s() -> None:
+    found = wilson_interval(8, 10, 0.95)
+    z, share, count = 1.959964, 0.8, 10
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, middle - half, middle + half), abs=1e-5)
+    assert wilson_interval(5, 5, 0.95).low < 0.6, "five of five are no certainty"
+
+
+def test_reliability_gathers_to_the_calibration_error() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.dirichlet(np.ones(3) / 2, 3000)
+    truth = rng.integers(0, 3, 3000)
+    scores = score(rows, truth, CLASSES, 200, 0.95, 0)
+    bins = scores.reliability
+    assert sum(each.count for each in bins) == 3000
+    assert [(each.low, each.high) for each in bins][-1] == pytest.approx((14 / 15, 1))
+    gathered = sum(each.count / 3000 * abs(each.confidence - each.accuracy) for each in bins)
+    assert gathered == pytest.approx(scores.calibration_error, abs=1e-5)
+    certain_ones = reliability(np.array([1.0, 1.0, 0.5]), np.array([True, False, True]))
+    assert (certain_ones[-1].count, certain_ones[-1].accuracy) == (2, 0.5)
 
 
 def test_the_interval_is_that_of_the_normal_approximation() -> None:

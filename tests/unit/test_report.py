@@ -45,7 +45,9 @@ def evaluation() -> dict[str, Any]:
     classes = ["cat", "dog", "heron"]
     scores = {
         "top5": 1.0, "balanced": 0.85, "calibration_error": 0.031,
-        "recalls": {"cat": 0.9, "dog": 0.8, "heron": None},
+        "recalls": {"cat": interval(0.9, 0.05), "dog": interval(0.8, 0.05), "heron": None},
+        "reliability": [{"low": 0.0, "high": 0.5, "count": 0, "confidence": 0.0, "accuracy": 0.0},
+                        {"low": 0.5, "high": 1.0, "count": 200, "confidence": 0.9, "accuracy": 0.87}],
         "confusion": [[90, 10, 0], [18, 80, 2], [0, 0, 0]],
     }  # fmt: skip
     rungs = [

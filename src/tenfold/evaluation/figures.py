@@ -103,6 +103,28 @@ def confusion_svg(matrix: list[list[int]], classes: list[str]) -> str:
     return _svg(figure)
 
 
+def reliability_svg(bins: list[dict[str, Any]]) -> str:
+    """Return how often a prediction is right, by how sure it is; a point's area is its share of the images.
+
+    Args:
+        bins: as in evaluation.json: ``count``, ``confidence`` and ``accuracy`` of each.
+    """
+    figure, axes = _axes(3.5, 3.2)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", alpha=0.6)
+    held = [each for each in bins if each["count"]]
+    total = sum(each["count"] for each in held)
+    places = [each["confidence"] for each in held], [each["accuracy"] for each in held]
+    axes.plot(*places, color=ACCENT, linewidth=1.2)
+    axes.scatter(*places, s=[20 + 400 * each["count"] / total for each in held], color=ACCENT, alpha=0.5, linewidths=0)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy")
+    return _svg(figure)
+
+
 def curves_svg(history: list[dict[str, float]], title: str) -> str:
     """Return a stage's loss over its steps, small.
 

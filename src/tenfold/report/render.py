@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tenfold.evaluation.figures import confusion_svg, curves_svg, ladder_svg
+from tenfold.evaluation.figures import confusion_svg, curves_svg, ladder_svg, reliability_svg
 from tenfold.progress import clock
 
 #: The page shows at most this many quarantined images, and says how many there are.
@@ -44,6 +44,7 @@ def render(evaluation: dict[str, Any], verdict: dict[str, Any] | None = None) ->
         quarantined=evaluation["quarantined"][:_QUARANTINED],
         ladder=Markup(ladder_svg(evaluation["rungs"])),  # noqa: S704  matplotlib escapes text
         confusion=Markup(confusion_svg(scores["confusion"], evaluation["classes"])),  # noqa: S704
+        reliability=Markup(reliability_svg(scores["reliability"])),  # noqa: S704
         curves=[
             Markup(curves_svg(points, stage))  # noqa: S704
             for stage, points in evaluation["curves"].items()
@@ -52,9 +53,9 @@ def render(evaluation: dict[str, Any], verdict: dict[str, Any] | None = None) ->
     )
 
 
-def _worst_first(item: tuple[str, float | None]) -> tuple[bool, float]:
+def _worst_first(item: tuple[str, dict[str, float] | None]) -> tuple[bool, float]:
     recall = item[1]
-    return recall is None, recall or 0.0
+    return recall is None, recall["value"] if recall else 0.0
 
 
 def _confusions(matrix: list[list[int]], classes: list[str]) -> list[tuple[str, str, int]]:
