@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
 from tenfold.augment.spec import ViewSpec
+from tenfold.cli.app import app
 from tenfold.config import Description, EvalViewConfig, ResNetConfig
 from tenfold.data.decode import encode_png
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
-from tenfold.errors import BadImageError, DataError
+from tenfold.errors import BadImageError, ConfigError, DataError
 from tenfold.evaluation.inference import apply, evaluation_images, probabilities
 from tenfold.models.heads import Classifier
 from tenfold.models.saved import build, load_classifier, save
@@ -103,3 +107,22 @@ def test_what_is_no_image_is_refused(student: Path, data: bytes) -> None:
 def test_a_folder_without_a_student_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"model\.json is missing"):
         Predictor(tmp_path)
+
+
+def test_the_command_prints_csv_or_json_and_refuses_both(student: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"a,{number}.png").write_bytes(image(number))
+    line = ["predict", str(folder), "--student", str(student)]
+    rows = list(csv.DictReader(CliRunner().invoke(app, [*line, "--csv"]).output.splitlines()))
+    assert list(rows[0]) == ["path", "label", "probability", "p(ant)", "p(bee)", "p(cat)"]
+    found = Predictor(student)([(folder / f"a,{number}.png").read_bytes() for number in range(3)])
+    for number, (row, prediction) in enumerate(zip(rows, found, strict=True)):
+        assert row["path"] == str(folder / f"a,{number}.png")
+        assert row["label"] == prediction.label
+        for name in CLASSES:
+            assert float(row[f"p({name})"]) == pytest.approx(prediction.probabilities[name], abs=1e-4)
+    told = [json.loads(text) for text in CliRunner().invoke(app, [*line, "--json"]).output.splitlines()]
+    assert [each["label"] for each in told] == [row["label"] for row in rows]
+    assert isinstance(CliRunner().invoke(app, [*line, "--json", "--csv"]).exception, ConfigError)

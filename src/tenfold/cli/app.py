@@ -183,9 +183,14 @@ def predict(
     model: Annotated[str, typer.Option(help="Registered model: NAME, NAME@ALIAS or NAME/VERSION.")] = DEFAULT_MODEL,
     student: Annotated[Path | None, typer.Option(help="Folder of a student, instead of a registered one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: each class's probability in a column.")] = False,
 ) -> None:
     """Classify images with the champion or another student."""
+    import csv
     import tempfile
+
+    if as_json and as_csv:
+        raise ConfigError("give one of --json and --csv")
 
     missing = [str(path) for path in images if not os.path.lexists(path)]
     if missing:
@@ -197,7 +202,9 @@ def predict(
         predictor = Predictor(student or _download(model, Path(scratch)))
     suffixes = image_suffixes(predictor.description.evaluation.pixels)
     images = [file for path in images for file in (_images_below(path, suffixes) if path.is_dir() else [path])]
-    failed = False
+    failed, table = False, csv.writer(sys.stdout, lineterminator="\n")
+    if as_csv:
+        table.writerow(["path", "label", "probability", *(f"p({name})" for name in predictor.description.classes)])
     for path in images:
         try:
             found: dict[str, Any] = vars(predictor([path.read_bytes()])[0])
@@ -207,6 +214,9 @@ def predict(
             continue
         if as_json:
             print(json.dumps({"path": str(path), **found}))
+        elif as_csv:
+            shares = [f"{share:.6f}" for share in found["probabilities"].values()]
+            table.writerow([str(path), found["label"], f"{found['probability']:.6f}", *shares])
         else:
             print(f"{path}\t{found['label']}\t{found['probability']:.3f}")
     if failed:
