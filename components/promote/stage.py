@@ -33,6 +33,7 @@ from tenfold.registry import (
     judge,
     promote,
 )
+from tenfold.report.card import model_card
 from tenfold.report.render import render
 from tenfold.storage import Store
 from tenfold.tracking import nested_run, parent_run
@@ -102,6 +103,8 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
         },
     )  # fmt: skip
     registry.tag(version.version, GATE_TAG, canonical_json(config.model_dump()))
+    card = model_card(evaluation, config.model, version.version, config.intended_use)
+    registry.describe(version.version, card)
     asked = judge(results, version, measured, config)
 
     def keep() -> None:
@@ -131,7 +134,7 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
         [asdict(check) for check in decision.checks],
         {"version": champion.version, "top1": former.top1 if former else None} if champion else None,
     )  # fmt: skip
-    _record(verdict, evaluation, inputs, outputs, work)
+    _record(verdict, evaluation, card, inputs, outputs, work)
     return verdict
 
 
@@ -161,7 +164,9 @@ def _example(student: Path) -> bytes:
     return encode_npy(np.full((32, 32, pixels.channels), pixels.top // 2, dtype=f"uint{pixels.bits}"))
 
 
-def _record(verdict: Verdict, evaluation: dict[str, Any], inputs: Inputs, outputs: Outputs, work: Work) -> None:
+def _record(
+    verdict: Verdict, evaluation: dict[str, Any], card: str, inputs: Inputs, outputs: Outputs, work: Work
+) -> None:
     run_id = work.environment.run_id
     name = json.loads(work.store.read(f"runs/{run_id}/config.json"))["name"]
     page = render({**evaluation, "run_id": run_id, "name": name}, asdict(verdict))
@@ -175,6 +180,7 @@ def _record(verdict: Verdict, evaluation: dict[str, Any], inputs: Inputs, output
     result = {"verdict": asdict(verdict), "evaluation": _brief(evaluation)}
     work.store.write(f"runs/{run_id}/report.html", page.encode())
     work.store.write(f"runs/{run_id}/result.json", canonical_json(result).encode())
+    work.store.write(f"runs/{run_id}/model_card.md", card.encode())
     work.tracker.artifact(outputs.report)
     _tell_parent(verdict, evaluation, inputs, outputs.report, work.environment)
 

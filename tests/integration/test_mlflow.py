@@ -335,6 +335,9 @@ def test_the_first_student_becomes_champion_with_its_lineage(
     assert tags["tenfold.labels"] == "3"
     assert float(tags["tenfold.top1"]) == 0.6
     assert len(tags["tenfold.weights"]) == 64
+    card = client.get_model_version(tmp_path.name, "1").description
+    assert card.startswith("# test")
+    assert "top-1 60.0%" in card
     kept = Path(tags["tenfold.encoder"].removeprefix("file://"))
     made = tmp_path / "promotion-1" / "encoder"
     assert kept.name == digest((made / "model.json").read_text())

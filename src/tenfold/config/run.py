@@ -57,6 +57,7 @@ class PromoteConfig(Section):
         None, description="median milliseconds an image, from its bytes to its class, on the machine that evaluates"
     )
     max_megaparameters: Positive | None = Field(None, description="millions of parameters of what is served")
+    intended_use: str = Field("", max_length=2000, description="what the model is for, for its card")
     approval: bool = Field(
         False, description="who passes the gate stays challenger until somebody runs `tenfold approve`"
     )

@@ -124,6 +124,10 @@ class Registry:
         """Set a tag of ``version``."""
         self._call("tagging", self._client.set_model_version_tag, self.name, version, key, value)
 
+    def describe(self, version: str, text: str) -> None:
+        """Give ``version`` a description, in Markdown; MLflow's databases hold 5,000 characters of it."""
+        self._call("describing", self._client.update_model_version, self.name, version, text[:5000])
+
     def unpoint(self, alias: str, version: str) -> None:
         """Remove ``alias`` if it names ``version``."""
         held = self.by_alias(alias)
