@@ -131,6 +131,7 @@ class Stages:
             encoder=encoder, baseline=alone.outputs["classifier"], finetuned=tuned, teacher=teacher,
             soft_labels=soft_labels, student=student,
         )  # fmt: skip
+        made = measured.outputs
         self._promote(
-            config=config["promote"], student=student, encoder=encoder, evaluation=measured.outputs["evaluation"]
+            config=config["promote"], student=made["served"], encoder=encoder, evaluation=made["evaluation"]
         ).set_caching_options(False)

@@ -8,9 +8,9 @@ def evaluate(
     encoder: dsl.Input[dsl.Model], baseline: dsl.Input[dsl.Model], finetuned: dsl.Input[dsl.Model],
     teacher: dsl.Input[dsl.Model], soft_labels: dsl.Input[dsl.Dataset], student: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact], report: dsl.Output[dsl.HTML], metrics: dsl.Output[dsl.Metrics],
-    confusion: dsl.Output[dsl.ClassificationMetrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics], served: dsl.Output[dsl.Model],
 ):  # fmt: skip
-    """Measure every rung of the ladder on the test split."""
+    """Measure every rung of the ladder on the test split, and choose the one to ship."""
     import json
     from pathlib import Path
 
@@ -20,8 +20,9 @@ def evaluate(
               "encoder": Path(encoder.path), "baseline": Path(baseline.path),
               "finetuned": Path(finetuned.path), "teacher": Path(teacher.path),
               "soft_labels": Path(soft_labels.path), "student": Path(student.path)}  # fmt: skip
-    result = execute("evaluate", config, inputs, {"evaluation": evaluation.path, "report": report.path})
-    scores = result.student
+    outputs = {"evaluation": evaluation.path, "report": report.path, "served": served.path}
+    result = execute("evaluate", config, inputs, outputs)
+    scores = result.served
     values = {
         "top1": scores.top1.value, "top1_low": scores.top1.low, "top1_high": scores.top1.high, "top5": scores.top5,
         "balanced_accuracy": scores.balanced, "calibration_error": scores.calibration_error,

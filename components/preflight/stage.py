@@ -129,7 +129,48 @@ class Request:
         labels = config.data.labels.model_copy(update={"file": _absolute(config.data.labels.file)})
         data = config.data.model_copy(update={"source": _absolute(config.data.source), "labels": labels})
         augment = config.augment.model_copy(update={"backend": backend})
-        return with_init(config.model_copy(update={"augment": augment, "data": data}))
+        return with_rung(with_init(config.model_copy(update={"augment": augment, "data": data})))
+
+
+def with_rung(config: RunConfig) -> RunConfig:
+    """Return ``config`` with what the encoder of ``evaluate.encoder`` is, if there is one.
+
+    Raises:
+        DataError: there is none at that place, or it is damaged.
+        ConfigError: it does not take the data's images.
+    """
+    if config.evaluate.encoder is None:
+        return config
+    path, text, _ = _kept_encoder("evaluate.encoder.path", config.evaluate.encoder.path, config)
+    return changed(config, {"evaluate": {"encoder": {"path": path, "digest": digest(text)}}})
+
+
+def _kept_encoder(field: str, address: str, config: RunConfig) -> tuple[str, str, Description]:
+    """Look at an encoder that is there already; return its place, its description's text, and the description."""
+    path = str(_absolute(address))
+    store = open_store(path, patient=False)
+    if not store.exists("model.json"):
+        raise DataError(
+            f"{field}: there is no encoder in {path} (no model.json); `tenfold import-checkpoint` makes one "
+            "of an official or timm checkpoint, and a run leaves its own in the pretrain stage's output"
+        )
+    try:
+        text = store.read("model.json").decode()
+        known = Description.model_validate_json(text)
+    except ValueError:
+        raise DataError(f"{field}: {path}/model.json is no description of a network") from None
+    if not store.exists("model.safetensors"):
+        raise DataError(f"{field}: {path} holds a description and no weights (model.safetensors)")
+    if "://" not in path and file_digest(Path(path) / "model.safetensors") != known.weights:
+        raise DataError(f"{field}: the weights in {path} are not those that its model.json names")
+    if known.kind == "classifier":
+        raise DataError(f"{field}: {path} holds a classifier; an encoder is needed")
+    channels = channels_of(config.data.pixels)
+    if known.channels != channels:
+        raise ConfigError(
+            f"{field}: {path} takes images of {known.channels} channels, and the data's have {channels} (data.pixels)"
+        )
+    return path, text, known
 
 
 def with_init(config: RunConfig) -> RunConfig:
@@ -142,30 +183,7 @@ def with_init(config: RunConfig) -> RunConfig:
     init = config.pretrain.init
     if init is None:
         return config
-    path = str(_absolute(init.path))
-    store = open_store(path, patient=False)
-    if not store.exists("model.json"):
-        raise DataError(
-            f"pretrain.init.path: there is no encoder in {path} (no model.json); `tenfold import-checkpoint` makes one "
-            "of an official or timm checkpoint, and a run leaves its own in the pretrain stage's output"
-        )
-    try:
-        text = store.read("model.json").decode()
-        known = Description.model_validate_json(text)
-    except ValueError:
-        raise DataError(f"pretrain.init.path: {path}/model.json is no description of a network") from None
-    if not store.exists("model.safetensors"):
-        raise DataError(f"pretrain.init.path: {path} holds a description and no weights (model.safetensors)")
-    if "://" not in path and file_digest(Path(path) / "model.safetensors") != known.weights:
-        raise DataError(f"pretrain.init.path: the weights in {path} are not those that its model.json names")
-    if known.kind == "classifier":
-        raise DataError(f"pretrain.init.path: {path} holds a classifier; an encoder is needed")
-    channels = channels_of(config.data.pixels)
-    if known.channels != channels:
-        raise ConfigError(
-            f"pretrain.init.path: {path} takes images of {known.channels} channels, and the data's have {channels} "
-            "(data.pixels)"
-        )
+    path, text, known = _kept_encoder("pretrain.init.path", init.path, config)
     pretrain: dict[str, Any] = {"init": {**init.model_dump(), "path": path, "digest": digest(text)}}
     if init.skip or (known.head is not None and known.head.layers):
         pretrain["head"] = (known.head or HeadConfig(layers=0)).model_dump()

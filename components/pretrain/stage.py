@@ -16,11 +16,9 @@ from tenfold.data.manifest import open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 from tenfold.evaluation.inference import evaluation_images
-from tenfold.fingerprint import digest
-from tenfold.models.heads import Classifier, SimCLRModel
-from tenfold.models.saved import DESCRIPTION, WEIGHTS, Pretrained, build_pretrained, load
+from tenfold.models.heads import SimCLRModel
+from tenfold.models.saved import Pretrained, build_pretrained, load_kept
 from tenfold.ranks import share, world_size
-from tenfold.storage import open_store
 from tenfold.training.device import prepare
 from tenfold.training.loop import fit
 from tenfold.training.objectives import Contrastive, Masked
@@ -108,19 +106,7 @@ def run(config: PretrainConfig, inputs: Inputs, outputs: Outputs, work: Work) ->
 
 def _start(init: InitConfig, description: Description, work: Work) -> tuple[Pretrained, Description]:
     """Fetch the encoder to start from; what it lacks for the training that is wanted is made anew."""
-    store, folder = open_store(init.path), work.cache / "init" / (init.digest or "unknown")
-    if digest(store.read(DESCRIPTION).decode()) != init.digest:
-        raise DataError(f"the encoder in {init.path} is another than preflight saw; run again")
-    # several processes fetch at once: each file comes whole under its name, and what is there stays
-    described, weights = store.fetch(DESCRIPTION, folder), store.fetch(WEIGHTS, folder)
-    try:
-        model, known = load(described.parent)
-    except DataError as error:
-        if weights.is_relative_to(folder):
-            weights.unlink(missing_ok=True)
-        raise DataError(f"the encoder in {init.path} cannot be used: {error}") from None
-    if isinstance(model, Classifier):
-        raise DataError(f"{init.path} holds a classifier; pretraining starts from an encoder")
+    model, known = load_kept(init.path, init.digest or "", work.cache / "init")
     if isinstance(known.network, ViTConfig) and known.image_size != description.image_size:
         raise DataError(
             f"{init.path} is a transformer for images of side {known.image_size}, and augment.image_size is "

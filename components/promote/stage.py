@@ -44,7 +44,7 @@ CONFIGS = {"promote": PromoteConfig}
 
 @dataclass(frozen=True)
 class Inputs:
-    """``student``: the classifier. ``encoder``: what it began as. ``evaluation``: what the evaluate stage wrote."""
+    """``student``: the classifier to ship. ``encoder``: what it began as. ``evaluation``: as evaluate wrote it."""
 
     student: Path
     encoder: Path
@@ -90,16 +90,17 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     measured = parse_measured(path.read_bytes(), str(path))
     weights, results = file_digest(inputs.student / "model.safetensors"), Results(work.store)
     results.keep(measured, weights)
-    lineage = read_lineage(inputs.student)
+    # an encoder that was brought is no stage's of this run: the evaluation added its last layer
+    lineage = evaluation["served"]["made_by"] or read_lineage(inputs.student)
     registry = Registry(work.environment, config.model)
     version = registry.by_weights(weights) or registry.register(
         inputs.student, _example(inputs.student), weights, work.tracker.run_id,
         {
-            "tenfold.fingerprint": lineage["fingerprint"], "tenfold.dataset": lineage["dataset"],
+            "tenfold.fingerprint": lineage["fingerprint"], "tenfold.dataset": evaluation["dataset"],
             "tenfold.code": lineage["code"], "tenfold.run_id": work.environment.run_id,
             "tenfold.mlflow_run": _mlflow_run(lineage, work.environment), "tenfold.view": measured.view,
-            TEST_SPLIT_TAG: measured.test_split, "tenfold.top1": f"{measured.top1:.6f}",
-            "tenfold.labels": str(evaluation["counts"]["labelled"]),
+            "tenfold.rung": evaluation["served"]["id"], TEST_SPLIT_TAG: measured.test_split,
+            "tenfold.top1": f"{measured.top1:.6f}", "tenfold.labels": str(evaluation["counts"]["labelled"]),
         },
     )  # fmt: skip
     registry.tag(version.version, GATE_TAG, canonical_json(config.model_dump()))
@@ -188,16 +189,11 @@ def _record(
 def _brief(evaluation: dict[str, Any]) -> dict[str, Any]:
     kept = ("dataset", "classes", "test_images", "confidence", "counts", "stages", "quarantined", "leaks")
     rungs = [
-        {
-            "id": r["id"],
-            "title": r["title"],
-            "seconds": r["seconds"],
-            "top1": r["scores"]["top1"],
-            "gain": r["gain"],
-        }
-        for r in evaluation["rungs"]
+        {**{key: rung[key] for key in ("id", "title", "seconds", "gain", "served")}, "top1": rung["scores"]["top1"]}
+        for rung in evaluation["rungs"]
     ]
-    return {**{key: evaluation[key] for key in kept}, "rungs": rungs}
+    served = {key: evaluation["served"][key] for key in ("id", "title", "told", "choosing", "temperature")}
+    return {**{key: evaluation[key] for key in kept}, "rungs": rungs, "served": served}
 
 
 def _tell_parent(

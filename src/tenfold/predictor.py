@@ -6,13 +6,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tenfold.augment.evaluation import evaluation_views
+from tenfold.config import Description
+from tenfold.data.channels import encode_npy
+from tenfold.data.decode import encode_png
+from tenfold.errors import DataError
 from tenfold.models.saved import load_classifier
 
 #: Of an image that comes from outside, by its header.
 _MAX_PIXELS = 64_000_000
+#: Pixels a side and channel of the probe, and how far one may be off: rounding differs between processors.
+_PROBED, _TOLERANCE = 4, 1e-3
+
+
+def probe(description: Description) -> list[float]:
+    """Return pixels of the view that a network is shown of a fixed picture: what its preprocessing is, in numbers.
+
+    The picture is oblong and of fine stripes, so that another crop, interpolation, scale or order of channels gives
+    other pixels.
+
+    Args:
+        description: of the network; of its view.
+
+    Returns:
+        4 x 4 pixels of each channel, spread over the view.
+    """
+    kind, side = description.evaluation.pixels, description.image_size
+    rows, columns = np.mgrid[0:53, 0:71]
+    planes = [128 + 90 * np.sin(rows * (0.31 + 0.07 * n)) * np.cos(columns * (0.23 + 0.05 * n)) + 9 * n % 30
+              for n in range(description.channels)]  # fmt: skip
+    pixels = np.stack(planes, axis=-1).clip(0, 255)
+    if kind is None:
+        data = encode_png(pixels.round().astype(np.uint8))
+    else:
+        data = encode_npy((pixels / 255 * kind.top).round().astype(f"uint{kind.bits}"))
+    view = evaluation_views([data], description.evaluation, side)[0]
+    places = (torch.arange(_PROBED) + 0.5) * side / _PROBED
+    return [float(value) for value in view[:, places.long()][:, :, places.long()].flatten()]
 
 
 @dataclass(frozen=True)
@@ -31,9 +64,16 @@ class Predictor:
         """Load the classifier in ``folder``.
 
         Raises:
-            DataError: there is none, or it is damaged.
+            DataError: there is none, it is damaged, or images are not made into views here as they were where it was
+                measured.
         """
         self._model, self.description = load_classifier(folder)
+        known = self.description.probe
+        if known is not None and not _agree(known, probe(self.description)):
+            raise DataError(
+                f"the classifier in {folder} was measured on another view of its images than is made here: its "
+                "model.json was changed, or this version of tenfold makes other views; train it again"
+            )
 
     @torch.no_grad()
     def __call__(self, images: Sequence[bytes]) -> list[Prediction]:
@@ -49,3 +89,7 @@ class Predictor:
         rows = torch.softmax(self._model(batch), dim=1).tolist()
         named = [dict(zip(self.description.classes, row, strict=True)) for row in rows]
         return [Prediction(best := max(row, key=row.__getitem__), row[best], row) for row in named]
+
+
+def _agree(known: list[float], found: list[float]) -> bool:
+    return len(known) == len(found) and bool(np.allclose(known, found, rtol=0, atol=_TOLERANCE))

@@ -261,13 +261,16 @@ def make_evaluation(folder: Path, right: int, test_split: str = "s" * 64) -> Pat
     truth = np.arange(20) % 3
     predicted = np.where(np.arange(20) < right, truth, (truth + 1) % 3)
     scores = score(np.eye(3)[predicted], truth, CLASSES, 100, 0.95, 0)
-    rung = {"id": "student", "title": "distilled student", "seconds": 1.0, "scores": scores.as_dict(), "gain": None}
+    rung = {"id": "student", "title": "distilled student", "seconds": 1.0, "scores": scores.as_dict(), "gain": None,
+            "served": True}  # fmt: skip
     gain = {"value": 0.1, "low": 0.0, "high": 0.2}
     evaluation = {
         "name": "test", "run_id": "r", "dataset": "file:///d", "classes": CLASSES, "test_images": 20,
         "confidence": 0.95,
-        "rungs": [{**rung, "id": "baseline", "gain": gain}, rung],
-        "student": {"network": TINY.model_dump(), "parameters": 1, "image_size": 16, "latency_ms": 1.0, "bytes": 4},
+        "rungs": [{**rung, "id": "baseline", "gain": gain, "served": False}, rung],
+        "served": {"id": "student", "title": "distilled student", "network": TINY.model_dump(), "parameters": 1,
+                   "image_size": 16, "latency_ms": 1.0, "bytes": 4, "told": "it is the best", "images_needed": 0,
+                   "choosing": 20, "temperature": 1.0, "calibration_error_before": 0.1, "made_by": None},
         "counts": {"unlabelled": 9, "labelled": 3, "test": 20}, "labelled": dict.fromkeys(CLASSES, 1),
         "quarantined": [], "leaks": [], "curves": {}, "pictures": {"views": None, "confidence": None}, "mistakes": [],
         "stages": [{"stage": "distill", "fingerprint": "f" * 64, "run_id": "r", "mlflow_run_id": "m" * 32,

@@ -22,7 +22,9 @@ def evaluation() -> dict[str, Any]:
         "rungs": [{"id": "student", "title": "distilled student", "scores": scores}],
         "counts": {"labelled": 20, "unlabelled": 5000, "test": 1234}, "quarantined": [{}, {}], "leaks": [],
         "labelled": {"cat": 15, "dog_*": 5},
-        "student": {"parameters": 11_173_962, "bytes": 44_700_000, "image_size": 32, "latency_ms": 2.34},
+        "test_images": 617,
+        "served": {"id": "student", "title": "distilled student", "parameters": 11_173_962,
+                   "bytes": 44_700_000, "image_size": 32, "latency_ms": 2.34},
     }  # fmt: skip
 
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +14,19 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
+from tenfold.augment.evaluation import evaluation_views
 from tenfold.augment.spec import ViewSpec
 from tenfold.cli.app import app
-from tenfold.config import Description, EvalViewConfig, ResNetConfig
+from tenfold.config import Description, EvalViewConfig, PixelsConfig, ResNetConfig
 from tenfold.data.decode import encode_png
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import BadImageError, ConfigError, DataError
 from tenfold.evaluation.inference import apply, evaluation_images, probabilities
+from tenfold.models.exported import export
 from tenfold.models.heads import Classifier
 from tenfold.models.saved import build, load_classifier, save
-from tenfold.predictor import Predictor
+from tenfold.predictor import Predictor, probe
 
 CLASSES = ["ant", "bee", "cat"]
 PROPORTION = 0.8
@@ -126,3 +130,52 @@ def test_the_command_prints_csv_or_json_and_refuses_both(student: Path, tmp_path
     told = [json.loads(text) for text in CliRunner().invoke(app, [*line, "--json"]).output.splitlines()]
     assert [each["label"] for each in told] == [row["label"] for row in rows]
     assert isinstance(CliRunner().invoke(app, [*line, "--json", "--csv"]).exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"crop_proportion": 0.9}, {"interpolation": "linear"}, {"pixels": {"channels": 3, "bits": 8, "white": 200}}],
+)
+def test_a_classifier_whose_view_is_not_the_measured_one_is_refused(student: Path, change: dict[str, object]) -> None:
+    model, description = load_classifier(student)
+    save(student, model, description.model_copy(update={"probe": probe(description)}))
+    Predictor(student)
+    text = json.loads((student / "model.json").read_text())
+    text["evaluation"] |= change
+    (student / "model.json").write_text(json.dumps(text))
+    with pytest.raises(DataError, match="measured on another view"):
+        Predictor(student)
+
+
+@pytest.mark.parametrize(
+    "kind", [PixelsConfig(channels=5, bits=16, white=4000), PixelsConfig(channels=1, bits=8), None]
+)
+def test_a_probe_sees_every_channel(kind: PixelsConfig | None) -> None:
+    description = Description(
+        kind="classifier", network=ResNetConfig(), image_size=24, evaluation=EvalViewConfig(pixels=kind)
+    )
+    found = np.array(probe(description)).reshape(description.channels, 16)
+    assert len({tuple(plane) for plane in found.tolist()}) == description.channels
+    assert found.std(1).min() > 0.1
+    assert (found.min() >= 0, found.max() <= 1) == (True, True)
+
+
+def test_an_exported_classifier_gives_the_predictor_s_probabilities_without_tenfold(student: Path) -> None:
+    model, description = load_classifier(student)
+    file = export(model, description, student)
+    images = [image(seed) for seed in range(3)]
+    views = evaluation_views(images, description.evaluation, description.image_size)
+    expected = [list(found.probabilities.values()) for found in Predictor(student)(images)]
+    torch.save(views, student / "views.pt")
+    program = (
+        "import sys, torch\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
+        "views = torch.load(sys.argv[2], weights_only=True)\n"
+        "print([model(views[:count]).tolist() for count in (1, 3)])\n"
+        "assert not [name for name in sys.modules if name.startswith('tenfold')]\n"
+    )
+    command = [sys.executable, "-c", program, str(file), str(student / "views.pt")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    one, three = json.loads(told.stdout)
+    np.testing.assert_allclose(three, expected, atol=1e-5)
+    np.testing.assert_allclose(one, expected[:1], atol=1e-5)

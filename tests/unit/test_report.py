@@ -53,7 +53,7 @@ def evaluation() -> dict[str, Any]:
     rungs = [
         {"id": name, "title": title, "seconds": float(seconds),
          "scores": {**copy.deepcopy(scores), "top1": interval(top1, 0.02)},
-         "gain": None if name == "student" else interval(0.872 - top1, 0.01)}
+         "served": name == "student", "gain": None if name == "student" else interval(0.872 - top1, 0.01)}
         for name, title, top1, seconds in RUNGS
     ]  # fmt: skip
     stages = [
@@ -64,8 +64,10 @@ def evaluation() -> dict[str, Any]:
     return {
         "name": "animals", "run_id": "this-run", "dataset": "s3://bucket/datasets/" + "a" * 64 + ".json",
         "classes": classes, "test_images": 200, "confidence": 0.95, "rungs": rungs,
-        "student": {"network": {"depth": 18, "width": 1.0, "small_images": True, "selective_kernels": False},
-                    "parameters": 11_173_962, "image_size": 32, "latency_ms": 12.34, "bytes": 44_700_000},
+        "served": {"network": {"depth": 18, "width": 1.0, "small_images": True, "selective_kernels": False},
+                   "parameters": 11_173_962, "image_size": 32, "latency_ms": 12.34, "bytes": 44_700_000,
+                   "id": "student", "title": "distilled student", "told": "the distilled student is the best",
+                   "images_needed": 0, "choosing": 198, "temperature": 1.2345, "calibration_error_before": 0.0567},
         "counts": {"unlabelled": 50_000, "labelled": 250, "test": 200}, "labelled": {"cat": 125, "dog": 125},
         "leaks": [],
         "quarantined": [{"path": "cats/broken.jpg", "reason": "the file ends early"}],
@@ -127,7 +129,7 @@ def test_the_page_asks_nobody_for_anything(evaluation: dict[str, Any]) -> None:
 def test_the_page_names_the_student_s_network(
     network: ResNetConfig | ViTConfig | TimmConfig, told: str, evaluation: dict[str, Any]
 ) -> None:
-    evaluation["student"]["network"] = network.model_dump()
+    evaluation["served"]["network"] = network.model_dump()
     assert f"<dd>{told}</dd>" in html.unescape(render(evaluation))
 
 
@@ -146,7 +148,7 @@ def test_the_headline_gives_the_result_with_its_interval(evaluation: dict[str, A
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.01, 0.05, "over the same"), (-0.02, 0.03, "may be chance"), (-0.05, -0.01, "which is better")],
+    [(0.01, 0.05, "over the student"), (-0.02, 0.03, "may be chance"), (-0.05, -0.01, "which is better")],
 )
 def test_the_headline_claims_a_gain_only_where_there_is_one(
     evaluation: dict[str, Any], low: float, high: float, words: str

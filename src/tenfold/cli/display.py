@@ -147,20 +147,22 @@ def summary(result: dict[str, Any], console: Console, wall: float, places: dict[
     """Print what the run came to: the ladder, the verdict, and where to look next."""
     evaluation, verdict = result["evaluation"], result["verdict"]
     labels, tests = evaluation["counts"]["labelled"], evaluation["test_images"]
-    table = Table(title=f"{labels} labels, {tests} test images", title_justify="left", title_style="bold")
+    chose = f", beside {evaluation['served']['choosing']} that chose" if evaluation["served"]["choosing"] else ""
+    table = Table(title=f"{labels} labels, {tests} test images{chose}", title_justify="left", title_style="bold")
     table.add_column("rung")
     table.add_column(f"top-1 ({evaluation['confidence']:.0%} interval)", justify="right")
-    table.add_column("student's gain", justify="right")
+    table.add_column("shipped one's gain", justify="right")
     table.add_column("time", justify="right")
     for rung in evaluation["rungs"]:
         top1, gain = rung["top1"], rung["gain"]
         told = f"{gain['value'] * 100:+.1f} ({gain['low'] * 100:+.1f} to {gain['high'] * 100:+.1f})" if gain else ""
         table.add_row(
             Text(rung["title"]), f"{top1['value']:.1%} ({top1['low']:.1%} to {top1['high']:.1%})", told,
-            clock(rung["seconds"]), style="bold" if rung["id"] == "student" else "",
+            clock(rung["seconds"]), style="bold" if rung["served"] else "",
         )  # fmt: skip
     console.print()
     console.print(table)
+    console.print(f"Shipped: {evaluation['served']['told']}.", highlight=False, markup=False)
     if evaluation["leaks"]:
         console.print(f"[red]{len(evaluation['leaks'])} test images are also training images (data.allow_leaks).[/red]")
     if evaluation["quarantined"]:

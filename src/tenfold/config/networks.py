@@ -90,11 +90,14 @@ class Description(Section):
         head: the projection head that the encoder was trained with; None: it never had one.
         decoder: of a masked autoencoder.
         layer: how many of the head's layers a classifier keeps.
+        feature_norm: length that a classifier scales its features to; None: they stay as they are.
         classes: a classifier's outputs, in order.
         image_size: side of the images that it was trained on.
         evaluation: the view that it must be shown.
         trained: whether anything was trained; False of a fresh network.
         weights: sha256 of the weights' file.
+        probe: pixels of the view of a fixed picture, as they were where the classifier was measured
+            (:func:`tenfold.predictor.probe`); None: it was not.
     """
 
     kind: Literal["simclr", "mae", "classifier"]
@@ -102,11 +105,13 @@ class Description(Section):
     head: HeadConfig | None = None
     decoder: DecoderConfig | None = None
     layer: int = 0
+    feature_norm: float | None = None
     classes: list[str] = Field(default_factory=list)
     image_size: int
     evaluation: EvalViewConfig = EvalViewConfig()
     trained: bool = True
     weights: str | None = None
+    probe: list[float] | None = None
 
     @property
     def channels(self) -> int:

@@ -14,6 +14,7 @@ from tenfold.config.training import (
     BaselineConfig,
     DistillConfig,
     FinetuneConfig,
+    KeptEncoderConfig,
     PretrainConfig,
     PseudoLabelConfig,
     SelfTrainConfig,
@@ -31,6 +32,21 @@ class EvaluateConfig(Section):
 
     bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    ship: Literal["cheapest", "student"] = Field(
+        "cheapest",
+        description="cheapest: of the ladder's networks no larger than the student, the one that took the least time "
+        "and is no worse than the best by more than the tolerance; student: what was trained last, whatever it reaches",
+    )
+    tolerance: float = Field(0.01, ge=0, lt=1, description="top-1 that may be lost for what is cheaper")
+    selection: float = Field(
+        0.5,
+        ge=0,
+        le=0.9,
+        description="share of the test images that choose what is shipped and calibrate it; the others measure it. 0: "
+        "the student is shipped, not calibrated, and all measure it",
+    )
+    encoder: KeptEncoderConfig | None = Field(None, description="one that you have, as a rung of the ladder, frozen")
+    export: bool = Field(True, description="leave what is shipped as a torch.export file too, which takes seconds")
     neighbours: int = Field(10, ge=1, description="of the graphs for label spreading and propagation")
     inverse_regularization: Positive = Field(1.0, description="C of the logistic regressions")
     seed: Seed | None = Field(None, description="the run's seed unless set")

@@ -116,12 +116,17 @@ class MemoryConfig(Section):
     momentum: float = Field(0.999, ge=0, lt=1, description="decay of the momentum encoder")
 
 
-class InitConfig(Section):
+class KeptEncoderConfig(Section):
     """An encoder that is there already: imported, or of an earlier run."""
 
     path: str = Field(description="folder or s3:// prefix with model.json and model.safetensors")
-    skip: bool = Field(False, description="take it as it is, without pretraining")
     digest: str | None = Field(None, description="filled in by preflight: the sha256 of its description")
+
+
+class InitConfig(KeptEncoderConfig):
+    """An encoder that pretraining starts from."""
+
+    skip: bool = Field(False, description="take it as it is, without pretraining")
 
 
 class MAEConfig(Section):

@@ -53,10 +53,10 @@ def confidence_histogram(confidence: NDArray[np.float64], path: Path) -> None:
 
 
 def ladder_svg(rungs: list[dict[str, Any]]) -> str:
-    """Return every rung's top-1 with its interval, cheapest on top, the student highlighted.
+    """Return every rung's top-1 with its interval, cheapest on top, the one that is shipped highlighted.
 
     Args:
-        rungs: as in evaluation.json: ``id``, ``title`` and ``scores["top1"]`` with value, low and high.
+        rungs: as in evaluation.json: ``title``, ``served`` and ``scores["top1"]`` with value, low and high.
     """
     return _svg(_ladder(rungs))
 
@@ -150,12 +150,12 @@ def _ladder(rungs: list[dict[str, Any]]) -> Figure:
     figure, axes = _axes(6.0, 0.62 + 0.46 * len(rungs), grid=False)
     across = axes.get_yaxis_transform()  # x as a share of the axes, y in rungs
     for row, rung in enumerate(rungs):
-        top1, student = rung["scores"]["top1"], rung["id"] == "student"
+        top1, served = rung["scores"]["top1"], rung["served"]
         value, low, high = (100 * top1[key] for key in ("value", "low", "high"))
-        color, weight = (ACCENT, "bold") if student else (INK, "normal")
+        color, weight = (ACCENT, "bold") if served else (INK, "normal")
         axes.axhline(row, color=INK, linewidth=0.8, alpha=0.25)
         axes.hlines(row, low, high, color=color, linewidth=4, alpha=0.5)
-        axes.plot(value, row, "o", color=color, markersize=8 if student else 6)
+        axes.plot(value, row, "o", color=color, markersize=8 if served else 6)
         for place, side, text in ((0, "left", rung["title"]), (1, "right", f"{value:.1f}%")):
             axes.text(place, row - 0.24, text, color=color, weight=weight, fontsize=9, ha=side, va="bottom",
                       transform=across, parse_math=False, in_layout=False)  # fmt: skip

@@ -6,9 +6,14 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 #: Share of a point's label that comes from its neighbours (alpha), chosen on digits splits kept for tuning.
 _SPREAD = 0.8
+#: Length that features are scaled to before a logistic regression.
+FEATURE_NORM = 10.0
+#: Logit of a class that no label shows.
+_NEVER = -1e4
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -20,14 +25,31 @@ def unit_length(features: Floats) -> Floats:
 
 def logistic_regression(features: Floats, labels: Ints, queries: Floats, classes: int, c: float) -> Floats:
     """Fit on the labelled features (scaled to length 10) and return the queries' class probabilities (Q, classes)."""
+    return linear_probabilities(*linear_layer(features, labels, classes, c), queries)
+
+
+def linear_probabilities(weight: Floats, bias: Floats, queries: Floats) -> Floats:
+    """Return what a layer of :func:`linear_layer` says of the queries, (Q, classes)."""
+    return np.asarray(softmax(FEATURE_NORM * unit_length(queries) @ weight.T + bias, axis=1))
+
+
+def linear_layer(features: Floats, labels: Ints, classes: int, c: float) -> tuple[Floats, Floats]:
+    """Fit a logistic regression on features that are scaled to length 10, with the inverse regularisation ``c``.
+
+    Returns:
+        Weights (classes, d) and offsets (classes,): the softmax of its outputs are the probabilities.
+    """
     from sklearn.exceptions import ConvergenceWarning  # which takes seconds to load
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=c, max_iter=2000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(10 * unit_length(features), labels)
-    return _spread_columns(model.predict_proba(10 * unit_length(queries)), model.classes_, classes)
+        model.fit(FEATURE_NORM * unit_length(features), labels)
+    weight, bias = np.zeros((classes, features.shape[1])), np.full(classes, _NEVER)
+    weight[model.classes_] = model.coef_ if len(model.classes_) > 2 else [0 * model.coef_[0], model.coef_[0]]
+    bias[model.classes_] = model.intercept_ if len(model.classes_) > 2 else [0, model.intercept_[0]]
+    return weight, bias
 
 
 def label_spreading(

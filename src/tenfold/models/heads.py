@@ -66,12 +66,15 @@ class SimCLRModel(nn.Module):
 class Classifier(nn.Module):
     """Encoder, the first ``layer`` layers of a projection head, and a linear layer that starts at zero.
 
-    With ``frozen`` the linear layer alone is trained, on features in evaluation mode (linear evaluation).
+    With ``frozen`` the linear layer alone is trained, on features in evaluation mode (linear evaluation). With
+    ``feature_norm`` the linear layer sees features that are scaled to this length.
     """
 
-    def __init__(self, encoder: Encoder, head: ProjectionHead | None, layer: int, classes: int) -> None:
+    def __init__(
+        self, encoder: Encoder, head: ProjectionHead | None, layer: int, classes: int, feature_norm: float | None = None
+    ) -> None:
         super().__init__()
-        self.encoder, self.layer, self.frozen = encoder, layer, False
+        self.encoder, self.layer, self.frozen, self.feature_norm = encoder, layer, False, feature_norm
         self._linear_output = head is not None and layer == len(head.layers)
         self.head = head if layer else None
         width = head.width_after(layer) if head is not None and layer else encoder.features
@@ -103,7 +106,7 @@ class Classifier(nn.Module):
         if self.head is not None:
             for number, part in enumerate(self.head.layers, start=1):
                 h = part(h) if self._linear_output and number == self.layer else F.relu(part(h))
-        return h
+        return h if self.feature_norm is None else self.feature_norm * F.normalize(h)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, classes)."""

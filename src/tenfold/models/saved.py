@@ -16,12 +16,13 @@ from torch import nn
 
 from tenfold.config import Description, ResNetConfig, TimmConfig, ViTConfig
 from tenfold.errors import DataError
-from tenfold.fingerprint import file_digest
+from tenfold.fingerprint import digest, file_digest
 from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
 from tenfold.models.timm_encoder import TimmEncoder
 from tenfold.ranks import rank, whole
+from tenfold.storage import open_store
 
 if TYPE_CHECKING:
     from tenfold.models.mae import MaskedAutoencoder
@@ -72,7 +73,8 @@ def build(description: Description) -> Pretrained | Classifier:
         return SimCLRModel(encoder, head)
     if head is not None and description.layer > len(head.layers):
         raise DataError(f"from_head_layer={description.layer}, but the projection head has {len(head.layers)} layers")
-    return Classifier(encoder, head, description.layer if head is not None else 0, len(description.classes))
+    layer = description.layer if head is not None else 0
+    return Classifier(encoder, head, layer, len(description.classes), description.feature_norm)
 
 
 def save(folder: Path, model: nn.Module, description: Description) -> None:
@@ -108,6 +110,33 @@ def load(folder: Path) -> tuple[Pretrained | Classifier, Description]:
         raise DataError(f"the weights in {folder} do not fit their description: {str(error).splitlines()[0]}") from None
     model.eval()
     return model, description
+
+
+def load_kept(address: str, name: str, cache: Path) -> tuple[Pretrained, Description]:
+    """Fetch and read an encoder that is kept in a folder or a store.
+
+    Args:
+        address: folder or ``s3://`` prefix with both files.
+        name: sha256 of its description, as preflight saw it.
+        cache: folder for what is fetched.
+
+    Raises:
+        DataError: it is another one by now, it is damaged, or it is a classifier.
+    """
+    store, folder = open_store(address), cache / (name or "unknown")
+    if digest(store.read(DESCRIPTION).decode()) != name:
+        raise DataError(f"the encoder in {address} is another than preflight saw; run again")
+    # several processes fetch at once: each file comes whole under its name, and what is there stays
+    described, weights = store.fetch(DESCRIPTION, folder), store.fetch(WEIGHTS, folder)
+    try:
+        model, known = load(described.parent)
+    except DataError as error:
+        if weights.is_relative_to(folder):
+            weights.unlink(missing_ok=True)
+        raise DataError(f"the encoder in {address} cannot be used: {error}") from None
+    if isinstance(model, Classifier):
+        raise DataError(f"{address} holds a classifier; an encoder is needed")
+    return model, known
 
 
 def build_pretrained(description: Description) -> Pretrained:

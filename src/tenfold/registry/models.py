@@ -93,13 +93,15 @@ class Registry:
         import pandas as pd
         from mlflow.models import ModelSignature
         from mlflow.types import ColSpec, DataType, Schema
+        from mlflow.types.schema import Map
 
         mlflow.set_tracking_uri(self._environment.tracking_uri)
         mlflow.set_registry_uri(self._environment.tracking_uri)
         signature = ModelSignature(
             Schema([ColSpec(DataType.binary, "image")]),
-            Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability")]),
-        )
+            Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"),
+                    ColSpec(Map(DataType.double), "probabilities")]),
+        )  # fmt: skip
 
         def log() -> Any:
             with mlflow.start_run(run_id=run_id):

@@ -21,12 +21,12 @@ def model_card(evaluation: dict[str, Any], model: str, version: str, intended_us
         version: of it.
         intended_use: what the model is for, in its owner's words; empty: nobody said.
     """
-    student = next(rung for rung in evaluation["rungs"] if rung["id"] == "student")
-    scores, counts, facts = student["scores"], evaluation["counts"], evaluation["student"]
+    facts, counts = evaluation["served"], evaluation["counts"]
+    scores = next(rung["scores"] for rung in evaluation["rungs"] if rung["id"] == facts["id"])
     level = f"{100 * evaluation['confidence']:g}%"
     lines = [
         f"# {_plain(model)}, version {version}", "",
-        f"{_plain(student['title']).capitalize()}: an image in, one of {len(evaluation['classes']):,} classes with its "
+        f"{_plain(facts['title']).capitalize()}: an image in, one of {len(evaluation['classes']):,} classes with its "
         "probability out. Made by tenfold from many images and few labels.", "",
         "## Intended use", _plain(intended_use) or "Not stated: set promote.intended_use. Use beyond what the data "
         "below shows is at the user's risk.", "",
@@ -39,6 +39,7 @@ def model_card(evaluation: dict[str, Any], model: str, version: str, intended_us
         "## Results on the test images",
         f"- top-1 {_interval(scores['top1'])} ({level} interval); balanced accuracy {scores['balanced']:.1%}",
         f"- expected calibration error {scores['calibration_error']:.3f}",
+        f"- measured on {evaluation['test_images']:,} of the test images; the others chose and calibrated it",
         *_weakest(scores["recalls"]), "",
         "## Network",
         f"- {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB, images of side {facts['image_size']}",

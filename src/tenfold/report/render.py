@@ -32,12 +32,13 @@ def render(evaluation: dict[str, Any], verdict: dict[str, Any] | None = None) ->
             version and top1).
     """
     rungs = {rung["id"]: rung for rung in evaluation["rungs"]}
-    scores = rungs["student"]["scores"]
+    served = rungs[evaluation["served"]["id"]]
+    scores = served["scores"]
     template = environment().get_template("report.html.j2")
     return template.render(
         e=evaluation,
         verdict=verdict,
-        student=rungs["student"],
+        served=served,
         gain=rungs["baseline"]["gain"],
         recalls=sorted(scores["recalls"].items(), key=_worst_first),
         confusions=_confusions(scores["confusion"], evaluation["classes"]),
