@@ -14,10 +14,12 @@ from tenfold.config import Description
 from tenfold.data.channels import encode_npy
 from tenfold.data.decode import encode_png
 from tenfold.errors import DataError
+from tenfold.evaluation.drift import Seen
 from tenfold.models.saved import load_classifier
 
 #: Of an image that comes from outside, by its header.
 _MAX_PIXELS = 64_000_000
+_BATCH = 256
 #: Pixels a side and channel of the probe, and how far one may be off: rounding differs between processors.
 _PROBED, _TOLERANCE = 4, 1e-3
 
@@ -84,11 +86,27 @@ class Predictor:
         """
         if not images:
             return []
-        side, view = self.description.image_size, self.description.evaluation
-        batch = evaluation_views(images, view, side, torch.get_num_threads(), _MAX_PIXELS)
-        rows = torch.softmax(self._model(batch), dim=1).tolist()
+        rows = torch.softmax(self._model(self._views(images)), dim=1).tolist()
         named = [dict(zip(self.description.classes, row, strict=True)) for row in rows]
         return [Prediction(best := max(row, key=row.__getitem__), row[best], row) for row in named]
+
+    @torch.no_grad()
+    def look(self, images: Sequence[bytes]) -> Seen:
+        """Return the features and class probabilities of encoded images; no more than a batch is in memory.
+
+        Raises:
+            BadImageError: one of them cannot be decoded.
+        """
+        features = [torch.zeros(0, self._model.linear.in_features)]
+        features += [
+            self._model.features(self._views(images[start : start + _BATCH])) for start in range(0, len(images), _BATCH)
+        ]
+        found = torch.cat(features)
+        return Seen(found.double().numpy(), torch.softmax(self._model.linear(found), dim=1).double().numpy())
+
+    def _views(self, images: Sequence[bytes]) -> torch.Tensor:
+        side, view = self.description.image_size, self.description.evaluation
+        return evaluation_views(images, view, side, torch.get_num_threads(), _MAX_PIXELS)
 
 
 def _agree(known: list[float], found: list[float]) -> bool:

@@ -85,6 +85,13 @@ class RetrainConfig(Section):
     min_new_images: int = Field(
         100, ge=0, description="a retraining ends early with fewer images that the champion's data set lacks"
     )
+    min_drift: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="where set, a retraining also ends early unless the champion's features tell new images from those "
+        "that it learned from in at least this share of pairs (0.5: not at all; 0.75: clearly)",
+    )
     warm_start: bool = Field(True, description="pretraining starts from the champion's encoder, if it can")
     pretrain_share: float = Field(
         0.3, gt=0, le=1, description="length of pretraining from that encoder, as a share of the length from scratch"

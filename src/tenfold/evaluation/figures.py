@@ -52,6 +52,36 @@ def confidence_histogram(confidence: NDArray[np.float64], path: Path) -> None:
     _save_png(figure, path)
 
 
+def save_drift_png(
+    known: NDArray[np.float64], new: NDArray[np.float64], shares: dict[str, tuple[float, float]], path: Path
+) -> None:
+    """Draw the confidence on known and on new images, and the shares of the classes among both, as a PNG.
+
+    Args:
+        known: (N,) confidence on known images.
+        new: (M,) on new ones.
+        shares: class → share of the known and of the new images; the ten that differ most are drawn.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    figure.patch.set_alpha(0)
+    left, right = _dress(figure.add_subplot(1, 2, 1)), _dress(figure.add_subplot(1, 2, 2))
+    for values, color, name in ((known, INK, "known"), (new, ACCENT, "new")):
+        weights = np.full(len(values), 1 / max(len(values), 1))
+        left.hist(values, bins=25, range=(0, 1), weights=weights, color=color, alpha=0.55, label=f"{name} images")
+    left.set_xlabel("confidence: probability of the most likely class")
+    left.set_ylabel("share of the images")
+    left.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left")
+    chosen = sorted(shares.items(), key=lambda item: -abs(item[1][0] - item[1][1]))[:10][::-1]
+    rows = np.arange(len(chosen))
+    for place, color in ((0, INK), (1, ACCENT)):
+        right.barh(rows + 0.2 - 0.4 * place, [pair[place] for _, pair in chosen], 0.38, color=color, alpha=0.75)
+    right.set_yticks(rows, [_shorten(name) for name, _ in chosen], parse_math=False)
+    right.set_xlabel("share of the images that are taken for the class")
+    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    _save_png(figure, path)
+
+
 def ladder_svg(rungs: list[dict[str, Any]]) -> str:
     """Return every rung's top-1 with its interval, cheapest on top, the one that is shipped highlighted.
 
@@ -173,16 +203,22 @@ def _axes(width: float, height: float, grid: bool = True) -> tuple[Figure, Axes]
     """Return a figure of ``width`` by ``height`` inches, and its axes in tenfold's look."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.add_subplot(facecolor="none")
+    axes = _dress(figure.add_subplot())
+    if grid:
+        axes.grid(color=INK, alpha=0.18, linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _dress(axes: Axes) -> Axes:
+    """Give axes tenfold's look."""
+    axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set(color=INK, linewidth=0.8, visible=side in ("left", "bottom"))
     axes.tick_params(colors=INK, labelsize=8, width=0.8, length=3)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=INK, fontsize=8.5)
-    if grid:
-        axes.grid(color=INK, alpha=0.18, linewidth=0.8)
-        axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def _title(axes: Axes, text: str) -> None:
