@@ -24,7 +24,7 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
         cluster: sizes and places of the tasks' pods.
     """
     stages = Stages(images, trainjob, cluster or ClusterSettings())
-    preflight, novelty = stages.preflight(retrain_component), stages.control(novelty_component)
+    preflight, novelty = stages.preflight(retrain_component), stages.control(novelty_component, torch=True)
 
     @dsl.pipeline(
         name="tenfold-retrain",
@@ -72,7 +72,9 @@ def build(images: Images, trainjob: TrainJobSpec | None = None, cluster: Cluster
             ).set_caching_options(False).set_display_name("preflight")  # fmt: skip
             config = ready.outputs
             data = stages.shard(config)
-            found = novelty(config=config["novelty"], dataset=data["dataset"], known=config["known"])
+            found = novelty(
+                config=config["novelty"], dataset=data["dataset"], known=config["known"], champion=config["champion"]
+            )
             # a boolean: a condition on text goes wrong in silence where that holds a quote
             with dsl.If(found.set_caching_options(False).outputs["Output"] == True, name="enough-is-new"):  # noqa: E712
                 stages.learn(config, data)

@@ -61,9 +61,9 @@ class Stages:
         self._promote = self.control(promote_component)
         self.finish = place(finish_component(images.cpu), cluster.control, trainjob)  # which is to reap
 
-    def control(self, component: Callable[[str], Any]) -> Callable[..., dsl.PipelineTask]:
-        """Return a component as one whose tasks run in a small CPU pod."""
-        return self._place(component(self._images.cpu), self._place.settings.control)
+    def control(self, component: Callable[[str], Any], *, torch: bool = False) -> Callable[..., dsl.PipelineTask]:
+        """Return a component as one whose tasks run in a small CPU pod; with ``torch`` in the image that has it."""
+        return self._place(component(self._images.gpu if torch else self._images.cpu), self._place.settings.control)
 
     def preflight(self, component: Callable[[str], Any]) -> Callable[..., dsl.PipelineTask]:
         """Return a preflight as one whose task compares what the pipeline asks for with what the cluster has."""

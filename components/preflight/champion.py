@@ -25,10 +25,12 @@ class Retraining:
     Attributes:
         config: of the run; pretraining begins with the champion's encoder where it can.
         known: URI of the data set that the champion learned from; empty: there is no champion.
+        champion: model and version, ``name/3``; empty: there is none.
     """
 
     config: RunConfig
     known: str
+    champion: str
 
 
 def run(request: Request, environment: Environment, reporter: Reporter) -> Retraining:
@@ -46,10 +48,12 @@ def run(request: Request, environment: Environment, reporter: Reporter) -> Retra
     begin(config, environment)
     reporter.note(told)
     tags = {"tenfold.pretraining": told}
-    if champion is not None:
-        tags["tenfold.retrains"] = f"{config.promote.model}/{champion.version}"
-    parent_run(environment).tags(tags)
-    return Retraining(config, champion.tags.get("tenfold.dataset", "") if champion else "")
+    if champion is None:
+        parent_run(environment).tags(tags)
+        return Retraining(config, "", "")
+    version = f"{config.promote.model}/{champion.version}"
+    parent_run(environment).tags({**tags, "tenfold.retrains": version})
+    return Retraining(config, champion.tags.get("tenfold.dataset", ""), version)
 
 
 def warmed(config: RunConfig, champion: Registered | None) -> tuple[RunConfig, str]:

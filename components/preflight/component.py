@@ -87,7 +87,7 @@ def retrain_preflight(
     [
         ("shard", str), ("augment", str), ("pretrain", str), ("baseline", str), ("finetune", str),
         ("self_train", str), ("pseudo_label", str), ("distill", str), ("evaluate", str), ("promote", str),
-        ("watched", bool), ("novelty", str), ("known", str),
+        ("watched", bool), ("novelty", str), ("known", str), ("champion", str),
     ],
 ):  # fmt: skip
     """As preflight; pretraining is to start from the champion's encoder, and ``known`` is what that learned from."""
@@ -113,10 +113,11 @@ def retrain_preflight(
         attempt.tracker.finish("FINISHED")
         attempt.reporter.finished(time.monotonic() - start)
         strings = found.config.stage_strings()
-        outputs = [*((stage, str) for stage in STAGES), ("watched", bool), ("novelty", str), ("known", str)]
+        outputs = [*((stage, str) for stage in STAGES), ("watched", bool),
+                   *((name, str) for name in ("novelty", "known", "champion"))]  # fmt: skip
         return NamedTuple("Strings", outputs)(
             *(strings[stage] for stage in STAGES), found.config.pretrain.watched,
-            canonical_json(found.config.retrain.model_dump()), found.known,
+            canonical_json(found.config.retrain.model_dump()), found.known, found.champion,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from pictures import picture
+from PIL import Image
 from rich.console import Console
 
 from tenfold.cli.display import RETRAIN_STAGES, Display
@@ -25,10 +26,10 @@ from tenfold.data.manifest import Dataset
 from tenfold.data.sources import open_source
 from tenfold.errors import DataError
 from tenfold.models.saved import build, save
-from tenfold.registry import ENCODER_TAG, Registered
+from tenfold.registry import ENCODER_TAG, Registered, Registry
 from tenfold.report.stopped import render_stopped
 from tenfold.storage import FileStore
-from tenfold.tracking import parent_run
+from tenfold.tracking import parent_run, task_run
 from tenfold.work import Work
 
 NETWORK, HEAD = ResNetConfig(depth=10, width=0.125), HeadConfig(layers=2, features=8)
@@ -41,11 +42,15 @@ class Place:
         self.images, self.store = root / "images", FileStore(root / "store")
         self.fill(range(30))
 
-    def fill(self, numbers: range) -> None:
+    def fill(self, numbers: range, *, darker: bool = False) -> None:
         for number in numbers:
             path = self.images / "abc"[number % 3] / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture(number))
+            if darker:
+                with Image.open(path) as image:
+                    other = image.point(lambda value: value // 3)
+                other.save(path)
 
     def build(self) -> Dataset:
         config = DataConfig.model_validate({"source": str(self.images), "labels": {"per_class": 2},
@@ -113,6 +118,41 @@ def test_it_goes_on_with_as_many_new_images_as_are_asked_for(
     assert ("tenfold.stopped" in tags) is not goes_on
     assert work.store.exists("runs/run/report.html") is not goes_on
     assert work.store.exists("runs/run/result.json") is not goes_on
+
+
+@pytest.mark.parametrize(("kind", "goes_on"), [("alike", False), ("darker", True)])
+def test_new_images_that_are_like_the_known_ones_start_no_training_where_that_is_asked(
+    kind: str, goes_on: bool, place: Place, make_work: Callable[..., Work], tmp_path: Path
+) -> None:
+    place.fill(range(30, 90))
+    first, work = place.build(), make_work("novelty", store=place.store)
+    description = Description(kind="classifier", network=NETWORK, classes=["a", "b", "c"], image_size=16)
+    torch.manual_seed(0)
+    save(tmp_path / "student", build(description), description)
+    tracker = task_run(work.environment, "promote")
+    data = (place.images / "a" / "0.png").read_bytes()
+    Registry(work.environment, "m").register(tmp_path / "student", data, "w" * 64, tracker.run_id, {})
+    tracker.finish("FINISHED")
+    place.fill(range(90, 150), darker=kind == "darker")
+    outputs = novelty.Outputs(tmp_path / "told.md")
+    inputs = novelty.Inputs(place.build().uri, first.uri, "m/1")
+    work.store.write(f"runs/{work.environment.run_id}/config.json", b'{"name": "nightly"}')
+    assert novelty.run(RetrainConfig(min_new_images=5, min_drift=0.75), inputs, outputs, work) is goes_on
+    assert "60 images that the champion's data set lacks" in outputs.told.read_text()
+    assert f"{'at least' if goes_on else 'not clearly'} 75% as is asked for" in outputs.told.read_text()
+    assert novelty.run(RetrainConfig(min_new_images=5), inputs, outputs, work), "nobody asks unless it is set"
+
+
+def test_where_the_champion_cannot_be_asked_a_retraining_goes_on_and_says_so(
+    place: Place, make_work: Callable[..., Work], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place.fill(range(30, 60))
+    first, work = place.build(), make_work("novelty", store=place.store)
+    place.fill(range(60, 100))
+    parent_run(work.environment)
+    outputs, inputs = novelty.Outputs(tmp_path / "told.md"), novelty.Inputs(place.build().uri, first.uri, "gone/1")
+    assert novelty.run(RetrainConfig(min_new_images=5, min_drift=0.75), inputs, outputs, work)
+    assert "whether the new images differ cannot be told, so it goes on" in capfd.readouterr().err
 
 
 def test_one_that_ends_early_leaves_a_page_and_a_result_that_say_so(

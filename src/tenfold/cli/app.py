@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 import yaml
@@ -19,12 +18,13 @@ from tenfold import __version__
 from tenfold.cli.cluster import add_cluster_commands
 from tenfold.cli.compile import compile_to_yaml
 from tenfold.cli.data import collect_garbage, data_app, suggest_labels
-from tenfold.cli.local_run import DEFAULT_MODEL, Stopped, run_here
+from tenfold.cli.local_run import Stopped, run_here
 from tenfold.cli.options import File, Preset, Sets, console, errors
 from tenfold.cli.options import console_on as _console
 from tenfold.cli.options import request as _request
 from tenfold.cli.promotion import add_promotion_commands
 from tenfold.cli.runs import add_run_commands
+from tenfold.cli.students import drift, predict
 from tenfold.components.preflight.stage import check
 from tenfold.config import RunConfig, about_preset, load_preset, preset_names
 from tenfold.environment import Environment, checked_run_id
@@ -39,6 +39,8 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.command("gc")(collect_garbage)
 app.command("suggest-labels")(suggest_labels)
+app.command("predict")(predict)
+app.command("drift")(drift)
 app.command("compile")(compile_to_yaml)
 add_cluster_commands(app)
 add_run_commands(app)
@@ -175,80 +177,6 @@ def doctor() -> None:
             console.print(f"     {finding.cure}", highlight=False)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
-
-
-@app.command()
-def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    model: Annotated[str, typer.Option(help="Registered model: NAME, NAME@ALIAS or NAME/VERSION.")] = DEFAULT_MODEL,
-    student: Annotated[Path | None, typer.Option(help="Folder of a student, instead of a registered one.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: each class's probability in a column.")] = False,
-) -> None:
-    """Classify images with the champion or another student."""
-    import csv
-    import tempfile
-
-    if as_json and as_csv:
-        raise ConfigError("give one of --json and --csv")
-
-    missing = [str(path) for path in images if not os.path.lexists(path)]
-    if missing:
-        raise DataError(f"there is no file {', '.join(missing[:10])}")
-    from tenfold.data.annotations import image_suffixes
-    from tenfold.predictor import Predictor
-
-    with tempfile.TemporaryDirectory() as scratch:
-        predictor = Predictor(student or _download(model, Path(scratch)))
-    suffixes = image_suffixes(predictor.description.evaluation.pixels)
-    images = [file for path in images for file in (_images_below(path, suffixes) if path.is_dir() else [path])]
-    failed, table = False, csv.writer(sys.stdout, lineterminator="\n")
-    if as_csv:
-        table.writerow(["path", "label", "probability", *(f"p({name})" for name in predictor.description.classes)])
-    for path in images:
-        try:
-            found: dict[str, Any] = vars(predictor([path.read_bytes()])[0])
-        except (TenfoldError, OSError) as error:
-            errors.print(f"{path}: {error}", markup=False, highlight=False, soft_wrap=True)
-            failed = True
-            continue
-        if as_json:
-            print(json.dumps({"path": str(path), **found}))
-        elif as_csv:
-            shares = [f"{share:.6f}" for share in found["probabilities"].values()]
-            table.writerow([str(path), found["label"], f"{found['probability']:.6f}", *shares])
-        else:
-            print(f"{path}\t{found['label']}\t{found['probability']:.3f}")
-    if failed:
-        raise typer.Exit(2)
-
-
-def _images_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    if not found:
-        raise DataError(f"no images below {folder}")
-    return found
-
-
-def _download(model: str, folder: Path) -> Path:
-    from tenfold.registry import CHALLENGER, CHAMPION, Registry
-
-    name, separator, which = model.partition("@") if "@" in model else model.partition("/")
-    environment = Environment.read()
-    missing = (
-        f"no model '{name}' is registered; `tenfold run` registers one under promote.model: give --model that name, or "
-        "--student FOLDER"
-    )
-    if environment.tracking_uri.startswith("sqlite:///") and not Path(environment.tracking_uri[10:]).is_file():
-        raise DataError(missing)  # MLflow would make an empty one
-    registry = Registry(environment, name)
-    if not separator:
-        held = registry.by_alias(CHAMPION) or registry.by_alias(CHALLENGER)
-        if held is None:
-            raise DataError(missing)
-        which = held.version
-    errors.print(f"{name}, {'version ' if which.isdigit() else ''}{which}", style="dim", highlight=False)
-    return registry.download(which, folder)
 
 
 @app.command("import-checkpoint")

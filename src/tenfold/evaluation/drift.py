@@ -7,6 +7,7 @@ significance: with enough images any two sets differ.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp, mannwhitneyu
 
 from tenfold.data.reader import SplitReader
-from tenfold.evaluation.probes import Floats, linear_layer, linear_probabilities
 
+Floats = NDArray[np.float64]
 #: A new image is told from a known one in this share of the pairs before it is called a drift.
 LEAST = 0.75
 #: At most this share of sets that do not differ is called different.
@@ -100,15 +101,14 @@ def compare(known: Seen, new: Seen, classes: Sequence[str], least: float = LEAST
     counts = len(known.features), len(new.features)
     if min(counts) < FEWEST:
         raise ValueError(f"at least {FEWEST} images are needed on each side; there are {counts[0]} and {counts[1]}")
-    features = np.concatenate([known.features, new.features])
+    features = _standardised(np.concatenate([known.features, new.features]))
     side = np.repeat([0, 1], counts)
     half = _halves(counts, seed)
     scores = np.zeros(len(side))
     areas, chances = [], []
     for tested in (0, 1):
         fit, held = half != tested, half == tested
-        layer = linear_layer(features[fit], side[fit], 2, 1.0)
-        scores[held] = linear_probabilities(*layer, features[held])[:, 1]
+        scores[held] = _told(features[fit], side[fit], features[held])
         new_scores, known_scores = scores[held & (side == 1)], scores[held & (side == 0)]
         found = mannwhitneyu(new_scores, known_scores, alternative="greater")
         areas.append(float(found.statistic) / (len(new_scores) * len(known_scores)))
@@ -123,6 +123,27 @@ def compare(known: Seen, new: Seen, classes: Sequence[str], least: float = LEAST
         class_shares={name: (float(shares[0][n]), float(shares[1][n])) for n, name in enumerate(classes)},
         class_distance=float(np.abs(shares[0] - shares[1]).sum() / 2), least=least, newness=scores[side == 1],
     )  # fmt: skip
+
+
+def _standardised(features: Floats) -> Floats:
+    """Return features of mean 0 and equal spread, rows of a length of about 10.
+
+    Their lengths stay different, since a change of brightness or contrast may show in nothing else.
+    """
+    spread = features.std(0)
+    scaled = (features - features.mean(0)) / np.where(spread > 1e-12, spread, 1.0)
+    return np.asarray(10 * scaled / np.sqrt(features.shape[1]))
+
+
+def _told(features: Floats, side: NDArray[np.int64], queries: Floats) -> Floats:
+    """Return the probability that each query is of side 1, by a logistic regression."""
+    from sklearn.exceptions import ConvergenceWarning  # which takes seconds to load
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(max_iter=2000).fit(features, side)
+    return np.asarray(model.predict_proba(queries)[:, 1])
 
 
 def _halves(counts: tuple[int, int], seed: int) -> NDArray[np.int64]:

@@ -1,0 +1,205 @@
+"""The commands that ask a student: classes of images, and whether new images differ from those that it knows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tenfold.cli.local_run import DEFAULT_MODEL
+from tenfold.cli.options import errors
+from tenfold.environment import Environment
+from tenfold.errors import BadImageError, ConfigError, DataError, TenfoldError
+from tenfold.progress import count
+
+if TYPE_CHECKING:  # torch takes its time to load
+    from tenfold.evaluation.drift import Drift
+    from tenfold.predictor import Predictor
+
+#: What a dataset URI ends in.
+_DATASET = re.compile(r"/datasets/[0-9a-f]{64}$")
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    model: Annotated[str, typer.Option(help="Registered model: NAME, NAME@ALIAS or NAME/VERSION.")] = DEFAULT_MODEL,
+    student: Annotated[Path | None, typer.Option(help="Folder of a student, instead of a registered one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: each class's probability in a column.")] = False,
+) -> None:
+    """Classify images with the champion or another student."""
+    if as_json and as_csv:
+        raise ConfigError("give one of --json and --csv")
+
+    missing = [str(path) for path in images if not os.path.lexists(path)]
+    if missing:
+        raise DataError(f"there is no file {', '.join(missing[:10])}")
+    from tenfold.data.annotations import image_suffixes
+    from tenfold.predictor import Predictor
+
+    with tempfile.TemporaryDirectory() as scratch:
+        predictor = Predictor(student or fetch_student(model, Path(scratch))[0])
+    suffixes = image_suffixes(predictor.description.evaluation.pixels)
+    images = [file for path in images for file in (_images_below(path, suffixes) if path.is_dir() else [path])]
+    failed, table = False, csv.writer(sys.stdout, lineterminator="\n")
+    if as_csv:
+        table.writerow(["path", "label", "probability", *(f"p({name})" for name in predictor.description.classes)])
+    for path in images:
+        try:
+            found: dict[str, Any] = vars(predictor([path.read_bytes()])[0])
+        except (TenfoldError, OSError) as error:
+            errors.print(f"{path}: {error}", markup=False, highlight=False, soft_wrap=True)
+            failed = True
+            continue
+        if as_json:
+            print(json.dumps({"path": str(path), **found}))
+        elif as_csv:
+            shares = [f"{share:.6f}" for share in found["probabilities"].values()]
+            table.writerow([str(path), found["label"], f"{found['probability']:.6f}", *shares])
+        else:
+            print(f"{path}\t{found['label']}\t{found['probability']:.3f}")
+    if failed:
+        raise typer.Exit(2)
+
+
+def _images_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    if not found:
+        raise DataError(f"no images below {folder}")
+    return found
+
+
+def fetch_student(model: str, folder: Path) -> tuple[Path, Mapping[str, str]]:
+    """Fetch a registered student, the champion unless said otherwise; return its folder and its version's tags."""
+    from tenfold.registry import CHALLENGER, CHAMPION, Registry
+
+    name, separator, which = model.partition("@") if "@" in model else model.partition("/")
+    environment = Environment.read()
+    missing = (
+        f"no model '{name}' is registered; `tenfold run` registers one under promote.model: give --model that name, or "
+        "--student FOLDER"
+    )
+    if environment.tracking_uri.startswith("sqlite:///") and not Path(environment.tracking_uri[10:]).is_file():
+        raise DataError(missing)  # MLflow would make an empty one
+    registry = Registry(environment, name)
+    if not separator:
+        held = registry.by_alias(CHAMPION) or registry.by_alias(CHALLENGER)
+    else:
+        held = registry.by_version(which) if which.isdigit() else registry.by_alias(which)
+    if held is None:
+        raise DataError(f"'{name}' has no {which} in MLflow's registry" if separator else missing)
+    which = which or held.version
+    errors.print(f"{name}, {'version ' if which.isdigit() else ''}{which}", style="dim", highlight=False)
+    return registry.download(which, folder), held.tags
+
+
+def drift(
+    new: Annotated[str, typer.Argument(help="New images: a folder, s3://bucket/prefix, any source, or a dataset URI.")],
+    model: Annotated[str, typer.Option(help="Registered model: NAME, NAME@ALIAS or NAME/VERSION.")] = DEFAULT_MODEL,
+    student: Annotated[Path | None, typer.Option(help="Folder of a student, instead of a registered one.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="URI of the data set that it learned from; else as the registry says.")
+    ] = None,
+    least: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="Share of pairs told apart from which on it is a drift.")
+    ] = 0.75,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images that are drawn where there are more than 2,000.")] = 0,
+    figure: Annotated[Path | None, typer.Option(help="Draw confidence and classes of both (PNG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 where the images have drifted.")] = False,
+) -> None:
+    """Compare new images with those that the champion learned from, as the champion sees them."""
+    from tenfold.data.manifest import open_dataset
+    from tenfold.data.reader import SplitReader
+    from tenfold.evaluation.drift import FEWEST, compare, draw
+    from tenfold.predictor import Predictor
+
+    environment = Environment.read()
+    if student is not None and dataset is None:
+        raise ConfigError("--student needs --dataset: the URI of the data set that it learned from")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, tags = (student, {}) if student is not None else fetch_student(model, Path(scratch))
+        predictor = Predictor(folder)
+    uri = dataset or tags.get("tenfold.dataset", "")
+    if not uri:
+        raise DataError(f"the registry does not say which data set {model} learned from; name it by --dataset")
+    cache = environment.home / "cache"
+    known = SplitReader(open_dataset(uri), "unlabelled", cache)
+    kind = predictor.description.evaluation.pixels
+    if known.pixels != (kind and kind.stored):
+        raise DataError(f"the student takes images of other channels or bits than those of {uri}")
+    old = draw(known, seed)
+    if _DATASET.search(new):
+        images = draw(SplitReader(open_dataset(new), "unlabelled", cache), seed, frozenset(known.keys))
+    else:
+        images = _read(new, predictor, seed)
+    if min(len(old), len(images)) < FEWEST:
+        raise DataError(
+            f"at least {FEWEST} images are needed on each side; there are {len(images):,} new, {len(old):,} known"
+        )
+    before, after = predictor.look(old), predictor.look(images)
+    found = compare(before, after, predictor.description.classes, least, seed)
+    if figure is not None:
+        from tenfold.evaluation.figures import save_drift_png
+
+        save_drift_png(before.probabilities.max(1), after.probabilities.max(1), found.class_shares, figure)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=1))
+    else:
+        _print(found)
+    if figure is not None:
+        errors.print(f"wrote {figure}", style="dim", highlight=False)
+    if exit_code and found.drifted:
+        raise typer.Exit(1)
+
+
+def _read(source: str, predictor: Predictor, seed: int) -> list[bytes]:
+    """Read images of a source, drawn by the seed; what cannot be decoded is told and passed over."""
+    import numpy as np
+
+    from tenfold.data.annotations import image_suffixes
+    from tenfold.data.sources import open_source
+    from tenfold.evaluation.drift import IMAGES
+
+    opened = open_source(source)
+    suffixes = image_suffixes(predictor.description.evaluation.pixels)
+    names = sorted(entry.key for entry in opened.list() if entry.key.lower().endswith(suffixes))
+    if len(names) > IMAGES:
+        places = np.random.default_rng(seed).choice(len(names), IMAGES, replace=False)
+        names = [names[place] for place in np.sort(places)]
+    images, bad = [], []
+    for name in names:
+        data = opened.read(name)
+        try:
+            predictor([data])
+        except BadImageError:
+            bad.append(name)
+        else:
+            images.append(data)
+    if bad:
+        errors.print(f"passed over: {count(len(bad), 'image')} that cannot be decoded, {bad[0]} first", markup=False)
+    return images
+
+
+def _print(found: Drift) -> None:
+    verdict = "drift" if found.drifted else "no drift"
+    print(f"{verdict}: {found.new:,} new images against {found.known:,} known ones")
+    print(
+        f"  features     told apart in {found.separability:.0%} of pairs (p = {found.p_value:.2g}); 50% is not at all, "
+        f"{found.least:.0%} is called a drift"
+    )
+    print(
+        f"  confidence   {found.confidence_new:.1%} on new images, {found.confidence_known:.1%} on known ones; their "
+        f"distributions differ by {found.confidence_distance:.2f} of 1"
+    )
+    shares = sorted(found.class_shares.items(), key=lambda item: -abs(item[1][1] - item[1][0]))[:3]
+    moved = ", ".join(f"{name} {before:.0%} → {after:.0%}" for name, (before, after) in shares)
+    print(f"  classes      {found.class_distance:.0%} of the images are of other classes than before: {moved}")
