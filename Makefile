@@ -8,7 +8,7 @@ REGISTRY ?= localhost/tenfold
 TAG ?= dev
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test test-all test-faults test-docker image images sbom scan lint format bench-digits bench-cifar10 bench-ablations bench-semi-vit bench-suggest bench-views bench-data bench-train bench-profile bench-scaling compiled manifests clean
+.PHONY: help setup demo test test-all test-faults test-docker test-browser image images sbom scan lint format bench-digits bench-cifar10 bench-ablations bench-semi-vit bench-suggest bench-views bench-data bench-train bench-profile bench-scaling compiled manifests clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -25,10 +25,10 @@ demo: $(STAMP)  ## the whole pipeline on handwritten digits, two labels a class
 	TENFOLD_THREADS=$${TENFOLD_THREADS:-1} $(BIN)/tenfold run --preset digits
 
 test: $(STAMP)  ## the tests, real S3 and MLflow servers among them
-	$(BIN)/pytest -m 'not slow and not docker' -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m 'not slow and not docker and not browser' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)  ## also the slow ones
-	$(BIN)/pytest -m 'not docker' -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m 'not docker and not browser' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(STAMP)  ## the faults, trainings killed at random steps among them; about a quarter of an hour
 	$(BIN)/pytest tests/faults -n 2 --dist loadfile --no-loadscope-reorder
@@ -66,6 +66,10 @@ test-docker: $(STAMP)  ## build both images and run the whole pipeline inside th
 	$(BIN)/pip install --quiet -c docker/constraints.txt -e .[images]
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/pytest tests/docker -m docker
+
+test-browser: $(STAMP)  ## the report in Chromium (on PATH, or CHROMIUM=…); screenshots in build/browser
+	$(BIN)/pip install --quiet -c docker/constraints.txt -e .[browser]
+	$(BIN)/pytest tests/browser -m browser
 
 compiled: $(STAMP)  ## compile the pipelines' golden YAML anew, and the Kubernetes resources
 	$(BIN)/tenfold compile --output pipelines/compiled/semi_supervised.yaml

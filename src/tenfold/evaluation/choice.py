@@ -107,15 +107,15 @@ def choose(candidates: Sequence[Candidate], tolerance: float, confidence: float)
     if chosen is not best:
         gain = compare(chosen.hits, best.hits).gain
         told = (
-            f"the {chosen.title} is the cheapest that is within {points} of the best, the {best.title} "
+            f"the {chosen.title} is the cheapest network that is within {points} of the best, the {best.title} "
             f"({100 * gain:+.1f} points on {count:,} test images that choose)"
         )
     elif open_:
-        told = f"the {best.title} has the best estimate on the {count:,} test images that choose"
+        told = f"the {best.title} has the best estimate of all networks on the {count:,} test images that choose"
     elif best is ordered[0]:
-        told = f"the {best.title} is the best on the {count:,} test images that choose, and the cheapest"
+        told = f"the {best.title} is the best network on the {count:,} test images that choose, and the cheapest"
     else:
-        told = f"the {best.title} is better by more than {points} than all that is cheaper"
+        told = f"the {best.title} is better by more than {points} than all cheaper networks"
     if not open_:
         return Choice(chosen.id, told)
     each, needed = min(open_, key=lambda pair: pair[1])
