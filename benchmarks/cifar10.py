@@ -57,7 +57,8 @@ def run_pipeline(grid: Grid, subset: int) -> None:
     """Run the pipeline on one label subset, from the one encoder."""
     home, run_id = grid.home / f"run-{subset}", f"subset-{subset}"
     command = [str(Path(sys.executable).parent / "tenfold"), "run", "--preset", PRESET]
-    for item in [*sets(grid, subset), f"pretrain.init.path={grid.made('encoder')}", "pretrain.init.skip=true"]:
+    for item in [*sets(grid, subset), f"pretrain.init.path={grid.made('encoder')}", "pretrain.init.skip=true",
+                 "evaluate.selection=0", "evaluate.export=false"]:  # fmt: skip
         command += ["--set", item]
     environment = {**os.environ, "TENFOLD_HOME": str(home), "TENFOLD_RUN_ID": run_id, "TENFOLD_THREADS": "1"}
     home.mkdir(exist_ok=True)

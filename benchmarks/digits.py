@@ -49,7 +49,8 @@ def run_repeat(seed: int, root: Path, extra: list[str]) -> dict[str, Any]:
     result = home / "store" / "runs" / run_id / "result.json"
     if not (result.parent / "wall.json").is_file():
         sets = [f"seed={seed}", f"data.split.seed={seed}", f"data.labels.seed={seed}", *extra]
-        command = [str(Path(sys.executable).parent / "tenfold"), "run", "--preset", "digits"]
+        command = [str(Path(sys.executable).parent / "tenfold"), "run", "--preset", "digits",
+                   "--set", "evaluate.selection=0", "--set", "evaluate.export=false"]  # fmt: skip
         for item in sets:
             command += ["--set", item]
         environment = {**os.environ, "TENFOLD_HOME": str(home), "TENFOLD_RUN_ID": run_id, "TENFOLD_THREADS": "1"}

@@ -92,7 +92,9 @@ def test_where_nothing_is_distilled_the_self_trained_teacher_is_what_the_run_com
         capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "self-trained teacher, which is served" in (home / "runs" / "alone" / "report.html").read_text()
+    result = json.loads((home / "store" / "runs" / "alone" / "result.json").read_text())
+    assert result["evaluation"]["rungs"][-1]["title"] == "self-trained teacher"
+    assert {"model.json", "model.safetensors", "model.pt2"} <= {path.name for path in (home / "mlartifacts").rglob("*")}
 
 
 @pytest.fixture(scope="module")

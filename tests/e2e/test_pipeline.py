@@ -30,7 +30,7 @@ self_train: {steps: 4, batch_size: 8}
 pseudo_label: {views: 1}
 distill: {network: {depth: 10, width: 0.0625}, batch_size: 64, steps: 6}
 baseline: {steps: 4}
-evaluate: {bootstrap: 200}
+evaluate: {bootstrap: 200, ship: student, export: false}
 promote: {model: tiny}
 """
 

@@ -27,7 +27,7 @@ self_train: {enabled: false}
 pseudo_label: {views: 0, propagate: null}
 distill: {network: {depth: 10, width: 0.125}, batch_size: 32, steps: 30}
 baseline: {steps: 4, batch_size: 8}
-evaluate: {bootstrap: 200}
+evaluate: {bootstrap: 200, selection: 0, export: false}
 promote: {model: stripes}
 retrain: {pretrain_share: 0.5}
 """
