@@ -14,9 +14,7 @@ goes on where it stopped. Nothing was chosen by the test images; benchmarks/READ
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import os
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from record import RESULTS, current_commit, write_result
 from tenfold.augment.spec import resolve_specs
 from tenfold.config import load_config
 from tenfold.evaluation.figures import save_ladder_png
+from tenfold.evaluation.label_curve import equal_labels
 
 SUBSETS, BUDGETS = 3, (50, 100, 250, 500)
 #: Steps of training on the labels alone: more labels are worth a longer run.
@@ -98,15 +97,8 @@ def run_cell(grid: Grid, name: str) -> None:
 
 def labels_saved(curve: dict[int, float], accuracy: float) -> dict[str, Any]:
     """Return the labels a class at which the supervised curve reaches ``accuracy``, and the factor over the least."""
-    budgets = sorted(curve)
-    for few, many in itertools.pairwise(budgets):
-        if curve[few] <= accuracy <= curve[many]:
-            share = (accuracy - curve[few]) / (curve[many] - curve[few])
-            equal = math.exp(math.log(few) + share * math.log(many / few))
-            return {"labels_a_class": equal, "factor": equal / budgets[0], "beyond": False}
-    above = accuracy > curve[budgets[-1]]
-    equal = budgets[-1] if above else budgets[0]
-    return {"labels_a_class": equal, "factor": equal / budgets[0], "beyond": above}
+    found = equal_labels(curve, accuracy)
+    return {"labels_a_class": found.labels, "factor": found.labels / min(curve), "beyond": found.beyond}
 
 
 def summarize(grid: Grid) -> dict[str, Any]:
@@ -177,7 +169,7 @@ def main() -> None:
     result = summarize(grid)
     path = write_result("cifar10", {"what": __doc__, **result}, commit)
     rows = [
-        {"id": row["id"], "title": row["title"], "seconds": row["seconds"],
+        {"id": row["id"], "title": row["title"], "seconds": row["seconds"], "served": row["id"] == "student",
          "scores": {"top1": {"value": row["top1"]["mean"], "low": row["top1"]["low"], "high": row["top1"]["high"]}}}
         for row in result["rungs"]
     ]  # fmt: skip

@@ -112,7 +112,7 @@ def main() -> None:
     }  # fmt: skip
     path = write_result(options.name, result, commit)
     figure = [
-        {"id": row["id"], "title": row["title"], "seconds": row["seconds"],
+        {"id": row["id"], "title": row["title"], "seconds": row["seconds"], "served": row["id"] == "student",
          "scores": {"top1": {"value": row["top1"]["mean"], "low": row["top1"]["low"], "high": row["top1"]["high"]}}}
         for row in table
     ]  # fmt: skip

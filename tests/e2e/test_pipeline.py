@@ -47,7 +47,12 @@ class Runs:
         }  # fmt: skip
 
     def call(self, command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        line = [TENFOLD, command, *(["--config", str(self.config)] if command in {"run", "plan"} else []), *arguments]
+        line = [
+            TENFOLD,
+            command,
+            *(["--config", str(self.config)] if command in {"run", "plan", "label-curve"} else []),
+            *arguments,
+        ]
         return subprocess.run(
             line, env={**self.environment, **environment}, capture_output=True, text=True, timeout=800, check=False
         )
@@ -270,3 +275,23 @@ def test_ctrl_c_and_sigterm_leave_no_child_running(runs: Runs, number: signal.Si
     process.send_signal(number)
     assert process.wait(30) == 128 + number
     assert _gone(children)
+
+
+@pytest.mark.slow
+def test_a_label_curve_pretrains_once_and_goes_on_where_it_was(runs: Runs, tmp_path: Path) -> None:
+    def curve(budgets: str) -> dict[str, Any]:
+        done = runs.call("label-curve", "--budgets", budgets, "--output", str(tmp_path / "curve"))
+        assert "times as many" in done.stdout
+        return dict(json.loads((tmp_path / "curve" / "curve.json").read_text()))
+
+    first = curve("2,4")
+    assert [point["labels"] for point in first["points"]] == [20, 40]
+    assert len({point["test_images"] for point in first["points"]}) == 1
+    told = {path.name: runs.started(path.name) for path in (runs.home / "runs").glob("label-curve-*")}
+    assert len(told) == 2
+    assert not any("pretrain" in stages for stages in told.values()), "the first run's is taken"
+    assert all("baseline" in stages for name, stages in told.items() if "-4-" in name)
+    second = curve("2,4,6")
+    assert second["points"][0]["student"] == first["points"][0]["student"]
+    assert {path.name for path in (runs.home / "runs").glob("label-curve-*")} > told.keys()
+    assert runs.result("first")["verdict"]["model"] == "tiny"

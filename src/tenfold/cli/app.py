@@ -18,6 +18,7 @@ from tenfold import __version__
 from tenfold.cli.cluster import add_cluster_commands
 from tenfold.cli.compile import compile_to_yaml
 from tenfold.cli.data import collect_garbage, data_app, suggest_labels
+from tenfold.cli.label_curve import label_curve
 from tenfold.cli.local_run import Stopped, run_here
 from tenfold.cli.options import File, Preset, Sets, console, errors
 from tenfold.cli.options import console_on as _console
@@ -40,6 +41,7 @@ app.add_typer(data_app, name="data")
 app.command("gc")(collect_garbage)
 app.command("suggest-labels")(suggest_labels)
 app.command("predict")(predict)
+app.command("label-curve")(label_curve)
 app.command("drift")(drift)
 app.command("compile")(compile_to_yaml)
 add_cluster_commands(app)

@@ -82,6 +82,32 @@ def save_drift_png(
     _save_png(figure, path)
 
 
+def save_label_curve_png(points: list[dict[str, Any]], path: Path) -> None:
+    """Draw top-1 over the number of labels, of labels alone and of the student, as a PNG.
+
+    Args:
+        points: each with ``labels``, and top-1 by draw as ``alone`` and ``student``.
+        path: the PNG to write.
+    """
+    figure, axes = _axes(6.4, 4.0)
+    labels = [point["labels"] for point in points]
+    lines = (("alone", "the student's network on the labels alone", INK), ("student", "student", ACCENT))
+    for key, name, color in lines:
+        means = [100 * float(np.mean(point[key])) for point in points]
+        axes.plot(labels, means, color=color, marker="o", markersize=5, label=name)
+        for point in points:
+            values = [100 * value for value in point[key]]
+            axes.plot([point["labels"]] * len(values), values, "_", color=color, markersize=9)
+    axes.set_xscale("log")
+    axes.set_xticks(labels, [f"{label:,.0f}" for label in labels])
+    axes.minorticks_off()
+    axes.set_xlabel("labelled images")
+    axes.set_ylabel("top-1 on the test images")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    _save_png(figure, path)
+
+
 def ladder_svg(rungs: list[dict[str, Any]]) -> str:
     """Return every rung's top-1 with its interval, cheapest on top, the one that is shipped highlighted.
 
