@@ -265,7 +265,7 @@ def test_killed_in_pretraining_the_same_command_goes_on_from_the_checkpoint(runs
     assert {run.info.status for run in left} == {"KILLED", "FINISHED"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_and_sigterm_leave_no_child_running(runs: Runs, number: signal.Signals) -> None:
     run_id = f"stopped-{number.name}"
     process = _start(runs, run_id, "--set", "pretrain.steps=60", "--set", f"pretrain.seed={50 + number}")

@@ -95,7 +95,7 @@ def model(mlflow_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     return lambda scores: Model(tmp_path.name, scores, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["folder", "s3"])
+@pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.slow), "s3"])
 def test_of_equal_students_that_race_one_becomes_champion_by_one_entry_a_round(
     kind: str, model: Callable[[dict[str, float]], Model], request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,

@@ -106,7 +106,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.rglob("complete.json"))
 
 
-@pytest.mark.parametrize("backend", ["torchvision", "dali"])
+@pytest.mark.parametrize("backend", ["torchvision", pytest.param("dali", marks=pytest.mark.slow)])
 def test_a_training_killed_with_sigkill_while_it_writes_a_checkpoint_ends_bit_for_bit_as_one_that_was_not(
     digits: Dataset, tmp_path: Path, backend: str
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_batch_that_the_processes_cannot_share_is_one_clear_message_and_no_new
     assert not (tmp_path / "odd/run").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_reaches_the_ranks_which_save_the_same_step_and_the_task_says_again(
     digits: Dataset, made: Made, tmp_path: Path
 ) -> None:

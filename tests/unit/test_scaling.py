@@ -27,6 +27,7 @@ def run_named(name: str) -> estimate.Run:
     return next(run for run in estimate.runs() if run.name == name)
 
 
+@pytest.mark.slow
 def test_the_document_holds_the_tables_that_the_script_computes() -> None:
     document, made = DOCUMENT.read_text(), scaling.tables()
     assert scaling.written(document, made) == document, "run make bench-scaling"
