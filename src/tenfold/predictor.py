@@ -14,7 +14,7 @@ from tenfold.config import Description
 from tenfold.data.channels import encode_npy
 from tenfold.data.decode import encode_png
 from tenfold.errors import DataError
-from tenfold.evaluation.drift import Seen
+from tenfold.evaluation.inference import Seen
 from tenfold.models.saved import load_classifier
 
 #: Of an image that comes from outside, by its header.

@@ -16,7 +16,8 @@ from tenfold.cli.app import app
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import ConfigError, DataError
-from tenfold.evaluation.drift import FEWEST, Seen, compare, draw
+from tenfold.evaluation.drift import FEWEST, compare, draw
+from tenfold.evaluation.inference import Seen
 from tenfold.predictor import Predictor
 
 CLASSES = ["a", "b", "c"]

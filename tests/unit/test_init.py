@@ -76,6 +76,23 @@ def test_another_encoder_at_the_same_place_is_another_configuration(tmp_path: Pa
     assert resolve(f"pretrain.init.path={encoder(tmp_path / 'e')}").stage_strings()["pretrain"] != first
 
 
+def test_an_encoder_that_is_to_be_a_rung_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
+    folder = encoder(tmp_path / "e")
+    config = resolve(f"evaluate.encoder.path={folder}")
+    assert config.evaluate.encoder.digest == digest((folder / "model.json").read_text())
+    assert config.pretrain.init is None, "it is measured, and nothing starts from it"
+    plain = resolve().stage_strings()
+    strings = config.stage_strings()
+    assert {stage for stage in strings if strings[stage] != plain[stage]} == {"evaluate"}
+    with pytest.raises(DataError, match=r"evaluate\.encoder\.path: there is no encoder in"):
+        resolve(f"evaluate.encoder.path={tmp_path / 'nothing'}")
+    with pytest.raises(DataError, match=r"evaluate\.encoder\.path: .* holds a classifier; an encoder is needed"):
+        resolve(f"evaluate.encoder.path={encoder(tmp_path / 'c', kind='classifier')}")
+    (folder / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(DataError, match="are not those that its"):
+        resolve(f"evaluate.encoder.path={folder}")
+
+
 def test_a_head_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"finetune\.from_head_layer is 3, but pretrain\.head\.layers is 2"):
         resolve(f"pretrain.init.path={encoder(tmp_path / 'e')}", "finetune.from_head_layer=3")

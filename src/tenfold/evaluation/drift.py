@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp, mannwhitneyu
 
 from tenfold.data.reader import SplitReader
+from tenfold.evaluation.inference import Floats, Seen
 
-Floats = NDArray[np.float64]
 #: A new image is told from a known one in this share of the pairs before it is called a drift.
 LEAST = 0.75
 #: At most this share of sets that do not differ is called different.
@@ -27,14 +27,6 @@ SIGNIFICANCE = 0.01
 IMAGES = 2000
 #: Fewer of either side tell nothing.
 FEWEST = 20
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a student makes of images: features (N, d) and class probabilities (N, C)."""
-
-    features: Floats
-    probabilities: Floats
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a classifier makes of images: features (N, d) and class probabilities (N, C)."""
+
+    features: Floats
+    probabilities: Floats
 
 
 def evaluation_images(reader: SplitReader, spec: ViewSpec, numbers: Sequence[int] | None = None) -> Tensor:
