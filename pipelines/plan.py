@@ -85,8 +85,11 @@ def make_plan(config: RunConfig, listing: str | None, environment: Environment) 
         why = _why(stage, prints[stage], strings[stage], names, code, earlier.get(stage, []))
         if why and stage == "pretrain" and dataset is None:
             why += " (cached if the training images turn out to be an earlier run's)"
-        if why and json.loads(strings[stage]).get("enabled") is False:
+        section = json.loads(strings[stage])
+        if why and section.get("enabled") is False:
             why = f"in a moment: {stage}.enabled is false, so it passes on what it is given"
+        if why and stage == "pretrain" and (section.get("init") or {}).get("skip"):
+            why = "in a moment: pretrain.init.skip is true, so it takes the encoder as it is"
         if not why and upstream & running:
             why = f"{', '.join(sorted(upstream & running))} runs again"
         if why:

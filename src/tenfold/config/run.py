@@ -209,7 +209,7 @@ class RunConfig(Section):
             raise ValueError(f"{dropping[0]} is for transformers, and pretrain.network is a ResNet: set it to 0")
         if self.baseline.drop_path > 0 and isinstance(self._student()["network"], ResNetConfig):
             raise ValueError("baseline.drop_path is for transformers, and the student is a ResNet: set it to 0")
-        if not self.pretrain.enabled and self.self_train.foreign > 0:
+        if not self.pretrain.enabled and self.self_train.enabled and self.self_train.foreign > 0:
             raise ValueError(
                 "self_train.foreign compares pretrained features, and pretrain.enabled is false: set it to 0"
             )
