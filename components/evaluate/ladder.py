@@ -160,11 +160,15 @@ def measure(
 
 
 def shippable(rungs: list[Rung]) -> list[Rung]:
-    """Return the rungs that can be shipped in the student's stead: networks that are not clearly larger than it is."""
+    """Return the rungs that can be shipped in the student's stead, itself among them.
+
+    They are networks that are not clearly larger than it is, and none of timm's, which nothing serves.
+    """
     student = rungs[-1].network
     assert student is not None
     most = _LARGER * student.parameters
-    return [rung for rung in rungs if rung.network is not None and rung.network.parameters <= most]
+    fitting = [(rung, rung.network) for rung in rungs if rung.network is not None and rung.network.parameters <= most]
+    return [rung for rung, each in fitting if not isinstance(each.description.network, TimmConfig)]
 
 
 def without_labels(readers: Readers) -> list[int]:

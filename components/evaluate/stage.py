@@ -27,7 +27,7 @@ from tenfold.evaluation.figures import save_ladder_png
 from tenfold.evaluation.measured import Measured
 from tenfold.evaluation.metrics import Scores, bootstrap_interval, score
 from tenfold.execution import read_lineage
-from tenfold.fingerprint import digest
+from tenfold.fingerprint import digest, file_digest
 from tenfold.models.saved import WEIGHTS, save
 from tenfold.predictor import Predictor, probe
 from tenfold.report.render import render
@@ -176,11 +176,13 @@ def _ship(network: Network, heat: float, folder: Path, *, exported: bool) -> Net
     with torch.no_grad():
         network.model.linear.weight.div_(heat)
         network.model.linear.bias.div_(heat)
-    save(folder, network.model, network.description.model_copy(update={"probe": probe(network.description)}))
+    found: dict[str, Any] = {"probe": probe(network.description)}
     if exported:
         from tenfold.models.exported import export  # torch.export takes seconds to load
 
-        export(network.model, network.description, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        found["exported"] = file_digest(export(network.model, network.description, folder))
+    save(folder, network.model, network.description.model_copy(update=found))
     return network
 
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenfold.components.novelty.contents import count_new
 from tenfold.config import RetrainConfig
+from tenfold.data.contents import count_new
 from tenfold.data.manifest import open_dataset
 from tenfold.errors import AGAIN, DataError, StorageError, TenfoldError, TrackingError
 from tenfold.fingerprint import canonical_json

@@ -141,7 +141,10 @@ def with_rung(config: RunConfig) -> RunConfig:
     """
     if config.evaluate.encoder is None:
         return config
-    path, text, _ = _kept_encoder("evaluate.encoder.path", config.evaluate.encoder.path, config)
+    path, text, known = _kept_encoder("evaluate.encoder.path", config.evaluate.encoder.path, config)
+    own, data = known.evaluation.pixels, config.data.pixels
+    if (own and own.stored) != (data and data.stored):
+        raise ConfigError(f"evaluate.encoder.path: {path} takes other pixels than data.pixels says of the data")
     return changed(config, {"evaluate": {"encoder": {"path": path, "digest": digest(text)}}})
 
 

@@ -90,8 +90,7 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     measured = parse_measured(path.read_bytes(), str(path))
     weights, results = file_digest(inputs.student / "model.safetensors"), Results(work.store)
     results.keep(measured, weights)
-    # an encoder that was brought is no stage's of this run: the evaluation added its last layer
-    lineage = evaluation["served"]["made_by"] or read_lineage(inputs.student)
+    lineage, trained = read_lineage(inputs.student), evaluation["served"]["made_by"]
     registry = Registry(work.environment, config.model)
     version = registry.by_weights(weights) or registry.register(
         inputs.student, _example(inputs.student), weights, work.tracker.run_id,
@@ -99,6 +98,7 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
             "tenfold.fingerprint": lineage["fingerprint"], "tenfold.dataset": evaluation["dataset"],
             "tenfold.code": lineage["code"], "tenfold.run_id": work.environment.run_id,
             "tenfold.mlflow_run": _mlflow_run(lineage, work.environment), "tenfold.view": measured.view,
+            "tenfold.trained_by": _mlflow_run(trained, work.environment) if trained else "",
             "tenfold.rung": evaluation["served"]["id"], TEST_SPLIT_TAG: measured.test_split,
             "tenfold.top1": f"{measured.top1:.6f}", "tenfold.labels": str(evaluation["counts"]["labelled"]),
         },

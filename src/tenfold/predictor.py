@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from tenfold.evaluation.inference import Seen
 from tenfold.models.saved import load_classifier
 
 #: Of an image that comes from outside, by its header.
-_MAX_PIXELS = 64_000_000
-_BATCH = 256
+MAX_PIXELS = 64_000_000
+_BATCH = 16
 #: Pixels a side and channel of the probe, and how far one may be off: rounding differs between processors.
 _PROBED, _TOLERANCE = 4, 1e-3
 
@@ -91,22 +92,22 @@ class Predictor:
         return [Prediction(best := max(row, key=row.__getitem__), row[best], row) for row in named]
 
     @torch.no_grad()
-    def look(self, images: Sequence[bytes]) -> Seen:
-        """Return the features and class probabilities of encoded images; no more than a batch is in memory.
+    def look(self, images: Iterable[bytes]) -> Seen:
+        """Return the features and class probabilities of encoded images; no more than 16 are in memory.
 
         Raises:
             BadImageError: one of them cannot be decoded.
         """
         features = [torch.zeros(0, self._model.linear.in_features)]
-        features += [
-            self._model.features(self._views(images[start : start + _BATCH])) for start in range(0, len(images), _BATCH)
-        ]
+        waiting = iter(images)
+        while batch := list(itertools.islice(waiting, _BATCH)):
+            features.append(self._model.features(self._views(batch)))
         found = torch.cat(features)
         return Seen(found.double().numpy(), torch.softmax(self._model.linear(found), dim=1).double().numpy())
 
     def _views(self, images: Sequence[bytes]) -> torch.Tensor:
         side, view = self.description.image_size, self.description.evaluation
-        return evaluation_views(images, view, side, torch.get_num_threads(), _MAX_PIXELS)
+        return evaluation_views(images, view, side, torch.get_num_threads(), MAX_PIXELS)
 
 
 def _agree(known: list[float], found: list[float]) -> bool:

@@ -136,7 +136,5 @@ def test_the_report_prints_on_pages_without_cutting_its_tables(opened: Callable[
     assert pdf.startswith(b"%PDF")
     assert pdf.count(b"/Type /Page\n") > 1 or pdf.count(b"/Type /Page ") > 1 or pdf.count(b"/Type /Page/") > 1
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)", "ink is dear"
-    hidden = (
-        "[...document.querySelectorAll('.scroll, .tall')].filter((e) => e.scrollHeight > e.clientHeight + 1).length"
-    )
-    assert page.evaluate(f"{hidden}.length") == 0
+    cut = "[...document.querySelectorAll('.scroll, .tall')].filter((e) => e.scrollHeight > e.clientHeight + 1)"
+    assert page.evaluate(f"{cut}.length") == 0

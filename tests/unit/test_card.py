@@ -23,7 +23,7 @@ def evaluation() -> dict[str, Any]:
         "counts": {"labelled": 20, "unlabelled": 5000, "test": 1234}, "quarantined": [{}, {}], "leaks": [],
         "labelled": {"cat": 15, "dog_*": 5},
         "test_images": 617,
-        "served": {"id": "student", "title": "distilled student", "parameters": 11_173_962,
+        "served": {"choosing": 618, "id": "student", "title": "distilled student", "parameters": 11_173_962,
                    "bytes": 44_700_000, "image_size": 32, "latency_ms": 2.34},
     }  # fmt: skip
 
@@ -39,6 +39,13 @@ def test_a_card_tells_data_labels_results_and_limits(evaluation: dict[str, Any])
     ):  # fmt: skip
         assert text in card
     assert "training images: the results are too good" not in card
+
+
+def test_a_card_says_that_other_test_images_chose_where_some_did(evaluation: dict[str, Any]) -> None:
+    told = "measured on 617 of the test images; 618 others chose or calibrated it"
+    assert told in model_card(evaluation, "animals", "7", "")
+    evaluation["served"]["choosing"] = 0
+    assert "of the test images" not in model_card(evaluation, "animals", "7", "")
 
 
 def test_a_card_says_what_nobody_told_and_what_spoils_the_results(evaluation: dict[str, Any]) -> None:

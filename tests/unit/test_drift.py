@@ -16,6 +16,7 @@ from tenfold.cli.app import app
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import ConfigError, DataError
+from tenfold.evaluation import drift
 from tenfold.evaluation.drift import FEWEST, compare, draw
 from tenfold.evaluation.inference import Seen
 from tenfold.predictor import Predictor
@@ -70,14 +71,21 @@ def test_too_few_images_tell_nothing() -> None:
         compare(seen(FEWEST - 1, 0, 0), seen(300, 9, 1), CLASSES)
 
 
-def test_what_is_drawn_is_drawn_by_the_seed_and_leaves_out_what_is_known(digits: Dataset) -> None:
+def test_what_is_drawn_is_drawn_by_the_seed_from_a_few_shards(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = SplitReader(digits, "unlabelled")
-    some = draw(reader, 3, most=50)
+    everything = [reader.image(number).tobytes() for number in range(len(reader))]
+    assert list(draw(reader, 3)) == everything
+    assert list(draw(reader, 3, np.array([7, 2, 5]))) == [everything[number] for number in (2, 5, 7)]
+    monkeypatch.setattr(drift, "IMAGES", 50)
+    some = list(draw(reader, 3))
     assert len(some) == 50
-    assert some == draw(reader, 3, most=50)
-    assert some != draw(reader, 4, most=50)
-    known = frozenset(reader.keys[10:])
-    assert draw(reader, 0, known) == [reader.image(number).tobytes() for number in range(10)]
+    assert some == list(draw(reader, 3))
+    assert some != list(draw(reader, 4))
+    monkeypatch.setattr(drift, "_SHARDS", 1)
+    monkeypatch.setattr(drift, "IMAGES", 10_000)
+    counts = [shard.kept for shard in reader.shards]
+    assert len(counts) > 1
+    assert len(list(draw(reader, 3))) in counts
 
 
 @pytest.fixture
@@ -126,7 +134,15 @@ def test_the_command_says_what_it_lacks(made: Made, digits: Dataset, images: dic
         app, ["drift", str(tmp_path / "few"), "--student", str(made.student), "--dataset", digits.uri]
     )
     assert isinstance(few.exception, DataError)
-    assert "at least 20 images are needed on each side; there are 1 new" in str(few.exception)
+    assert "needed on each side; there are 1 that the student's data set lacks" in str(few.exception)
+    known = tmp_path / "known"  # what it learned from is not new under any name
+    known.mkdir()
+    for number, data in enumerate(draw(SplitReader(digits, "unlabelled"), 0)):
+        (known / f"{number}.png").write_bytes(data)
+    old = CliRunner().invoke(app, ["drift", str(known), "--student", str(made.student), "--dataset", digits.uri])
+    assert "there are 0 that the student's data set lacks, and 1,265 that it has" in str(old.exception)
+    nothing = CliRunner().invoke(app, ["drift", str(tmp_path / "nothing")])
+    assert "there is no file or folder" in str(nothing.exception)
 
 
 def test_looking_gives_the_probabilities_of_predicting(made: Made, digits: Dataset) -> None:

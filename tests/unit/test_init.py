@@ -88,6 +88,8 @@ def test_an_encoder_that_is_to_be_a_rung_is_looked_at_before_anything_runs(tmp_p
         resolve(f"evaluate.encoder.path={tmp_path / 'nothing'}")
     with pytest.raises(DataError, match=r"evaluate\.encoder\.path: .* holds a classifier; an encoder is needed"):
         resolve(f"evaluate.encoder.path={encoder(tmp_path / 'c', kind='classifier')}")
+    with pytest.raises(ConfigError, match=r"takes other pixels than data\.pixels says of the data"):
+        resolve(f"evaluate.encoder.path={folder}", "data.pixels={channels: 3, bits: 16}")
     (folder / "model.safetensors").write_bytes(b"other")
     with pytest.raises(DataError, match="are not those that its"):
         resolve(f"evaluate.encoder.path={folder}")

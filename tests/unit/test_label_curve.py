@@ -62,3 +62,12 @@ def test_budgets_that_make_no_curve_are_refused(budgets: str) -> None:
     told = CliRunner().invoke(app, ["label-curve", "--budgets", budgets])
     assert isinstance(told.exception, ConfigError)
     assert "two numbers of labels a class at least" in str(told.exception)
+
+
+def test_labels_that_a_file_names_are_not_drawn_from(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a.png\n")
+    told = CliRunner().invoke(
+        app, ["label-curve", "--budgets", "1,2", "--set", f"data.labels={{file: {tmp_path / 'labels.txt'}}}"]
+    )
+    assert isinstance(told.exception, ConfigError)
+    assert "label-curve draws the labelled images itself" in str(told.exception)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pictures import picture
@@ -15,14 +16,15 @@ from rich.console import Console
 
 from tenfold.cli.display import RETRAIN_STAGES, Display
 from tenfold.components.novelty import stage as novelty
-from tenfold.components.novelty.contents import count_new
 from tenfold.components.preflight.champion import warmed
 from tenfold.components.preflight.stage import Request
 from tenfold.components.promote.stage import keep_encoder
 from tenfold.config import DataConfig, Description, HeadConfig, ResNetConfig, RetrainConfig, RunConfig, load_config
 from tenfold.data.build import build_dataset
 from tenfold.data.compact import compact
+from tenfold.data.contents import content_of, contents, count_new, numbered
 from tenfold.data.manifest import Dataset
+from tenfold.data.reader import SplitReader
 from tenfold.data.sources import open_source
 from tenfold.errors import DataError
 from tenfold.models.saved import build, save
@@ -86,6 +88,22 @@ def test_a_data_set_that_was_packed_anew_has_nothing_new(place: Place) -> None:
     packed = compact(second)
     assert packed.digest != second.digest
     assert count_new(packed, second) == count_new(second, packed) == 0
+
+
+def test_the_samples_of_a_split_are_numbered_with_their_contents(place: Place) -> None:
+    place.build()
+    place.fill(range(30, 50))
+    for number in (0, 7, 31):
+        (place.images / "abc"[number % 3] / f"{number}.png").unlink()
+    (place.images / "a" / "copy.png").write_bytes((place.images / "b" / "1.png").read_bytes())
+    dataset = place.build()
+    reader = SplitReader(dataset, "unlabelled")
+    assert any(shard.dropped for shard in reader.shards), "else nothing is shown of rows that do not count"
+    found = numbered(dataset, "unlabelled")
+    assert sorted(found.numbers.tolist()) == list(range(len(reader)))
+    for number, content in zip(found.numbers.tolist(), found.contents.tolist(), strict=True):
+        assert content_of(reader.image(number).tobytes()) == content
+    assert np.array_equal(np.intersect1d(found.contents, contents(dataset)), np.unique(found.contents))
 
 
 def test_a_data_set_of_which_nothing_tells_what_it_was_made_of_is_an_error(place: Place) -> None:

@@ -21,6 +21,7 @@ from tenfold.config import (
     EvalViewConfig,
     KeptEncoderConfig,
     ResNetConfig,
+    TimmConfig,
     ViTConfig,
 )
 from tenfold.data.manifest import Dataset
@@ -175,6 +176,13 @@ def test_networks_that_are_larger_than_the_student_are_not_shipped_in_its_stead(
                                                         "student")}  # fmt: skip
     rungs, _ = ladder.measure(EvaluateConfig(), folders, digits, readers, spec, torch.device("cpu"), work("evaluate"))
     assert [rung.id for rung in ladder.shippable(rungs)] == ["baseline", "encoder_logistic", "self_trained", "student"]
+    (teacher,) = [rung for rung in rungs if rung.id == "self_trained"]
+    assert teacher.network is not None
+    other = replace(
+        teacher.network, description=teacher.network.description.model_copy(update={"network": TimmConfig(timm="x")})
+    )
+    rungs = [replace(rung, network=other) if rung is teacher else rung for rung in rungs]
+    assert "self_trained" not in {rung.id for rung in ladder.shippable(rungs)}, "nothing serves timm's networks"
 
 
 def test_two_test_splits_have_one_name_only_if_images_classes_and_view_are_equal(digits: Dataset) -> None:

@@ -13,13 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from tenfold.cli.options import File, Preset, Sets, errors, request
+from tenfold.components.preflight.stage import check
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, TenfoldError
 from tenfold.fingerprint import digest, source_digest
 from tenfold.storage import open_store
 
 #: Every run measures on all test images, and registers nothing that anybody serves.
-_SETS = ("evaluate.selection=0", "evaluate.export=false", "data.labels.fraction=null", "data.labels.file=null")
+_SETS = ("evaluate.selection=0", "evaluate.export=false", "data.labels.fraction=null")
 
 
 def label_curve(
@@ -39,7 +40,12 @@ def label_curve(
     numbers = _budgets(budgets)
     config = request(preset, file, sets).resolve()
     environment = Environment.read()
-    settings = digest(source_digest() + config.model_dump_json())[:8]
+    if config.data.labels.file is not None:
+        raise ConfigError(
+            "label-curve draws the labelled images itself, and data.labels.file names them: leave it out, and give all "
+            "labels by class folders or by data.annotations"
+        )
+    settings = digest(source_digest() + config.model_dump_json() + (check(config) or ""))[:8]
     options = ["--preset", preset] if preset else ["--config", str(file)] if file else []
     options += [part for item in sets or [] for part in ("--set", item)]
     cells: dict[int, list[dict[str, Any]]] = {}

@@ -8,10 +8,11 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from tenfold.cli.local_run import DEFAULT_MODEL
@@ -21,8 +22,8 @@ from tenfold.errors import BadImageError, ConfigError, DataError, TenfoldError
 from tenfold.progress import count
 
 if TYPE_CHECKING:  # torch takes its time to load
+    from tenfold.config import PixelsConfig
     from tenfold.evaluation.drift import Drift
-    from tenfold.predictor import Predictor
 
 #: What a dataset URI ends in.
 _DATASET = re.compile(r"/datasets/[0-9a-f]{64}$")
@@ -117,6 +118,7 @@ def drift(
     exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 where the images have drifted.")] = False,
 ) -> None:
     """Compare new images with those that the champion learned from, as the champion sees them."""
+    from tenfold.data.contents import contents, numbered
     from tenfold.data.manifest import open_dataset
     from tenfold.data.reader import SplitReader
     from tenfold.evaluation.drift import FEWEST, compare, draw
@@ -125,27 +127,32 @@ def drift(
     environment = Environment.read()
     if student is not None and dataset is None:
         raise ConfigError("--student needs --dataset: the URI of the data set that it learned from")
+    if "://" not in new and new != "digits" and not os.path.lexists(new):
+        raise DataError(f"there is no file or folder {new}")
     with tempfile.TemporaryDirectory() as scratch:
         folder, tags = (student, {}) if student is not None else fetch_student(model, Path(scratch))
         predictor = Predictor(folder)
     uri = dataset or tags.get("tenfold.dataset", "")
     if not uri:
         raise DataError(f"the registry does not say which data set {model} learned from; name it by --dataset")
-    cache = environment.home / "cache"
-    known = SplitReader(open_dataset(uri), "unlabelled", cache)
-    kind = predictor.description.evaluation.pixels
-    if known.pixels != (kind and kind.stored):
+    known, cache = open_dataset(uri), environment.home / "cache"
+    kind, reader = predictor.description.evaluation.pixels, SplitReader(known, "unlabelled", cache)
+    if reader.pixels != (kind and kind.stored):
         raise DataError(f"the student takes images of other channels or bits than those of {uri}")
-    old = draw(known, seed)
+    had = contents(known)
     if _DATASET.search(new):
-        images = draw(SplitReader(open_dataset(new), "unlabelled", cache), seed, frozenset(known.keys))
+        other = open_dataset(new)
+        now = numbered(other, "unlabelled")
+        images = draw(SplitReader(other, "unlabelled", cache), seed, now.numbers[~np.isin(now.contents, had)])
     else:
-        images = _read(new, predictor, seed)
-    if min(len(old), len(images)) < FEWEST:
+        images = _read(new, kind, set(had.tolist()), seed)
+    before, after = predictor.look(draw(reader, seed)), predictor.look(images)
+    counts = len(after.features), len(before.features)
+    if min(counts) < FEWEST:
         raise DataError(
-            f"at least {FEWEST} images are needed on each side; there are {len(images):,} new, {len(old):,} known"
+            f"at least {FEWEST} images are needed on each side; there are {counts[0]:,} that the student's data set "
+            f"lacks, and {counts[1]:,} that it has"
         )
-    before, after = predictor.look(old), predictor.look(images)
     found = compare(before, after, predictor.description.classes, least, seed)
     if figure is not None:
         from tenfold.evaluation.figures import save_drift_png
@@ -161,32 +168,37 @@ def drift(
         raise typer.Exit(1)
 
 
-def _read(source: str, predictor: Predictor, seed: int) -> list[bytes]:
-    """Read images of a source, drawn by the seed; what cannot be decoded is told and passed over."""
-    import numpy as np
+def _read(source: str, pixels: PixelsConfig | None, had: set[int], seed: int) -> Iterator[bytes]:
+    """Yield images of a source in an order drawn by the seed, 2,000 at most.
 
+    Those that the student's data set has are passed over, and so is what cannot be decoded, which is told.
+    """
     from tenfold.data.annotations import image_suffixes
+    from tenfold.data.contents import content_of
+    from tenfold.data.decode import read_pixels
     from tenfold.data.sources import open_source
     from tenfold.evaluation.drift import IMAGES
+    from tenfold.predictor import MAX_PIXELS
 
     opened = open_source(source)
-    suffixes = image_suffixes(predictor.description.evaluation.pixels)
+    suffixes = image_suffixes(pixels)
     names = sorted(entry.key for entry in opened.list() if entry.key.lower().endswith(suffixes))
-    if len(names) > IMAGES:
-        places = np.random.default_rng(seed).choice(len(names), IMAGES, replace=False)
-        names = [names[place] for place in np.sort(places)]
-    images, bad = [], []
-    for name in names:
-        data = opened.read(name)
+    taken, bad = 0, []
+    for place in np.random.default_rng(seed).permutation(len(names)):
+        data = opened.read(names[place])
+        if content_of(data) in had:
+            continue
         try:
-            predictor([data])
+            read_pixels(data, pixels, MAX_PIXELS)
         except BadImageError:
-            bad.append(name)
-        else:
-            images.append(data)
+            bad.append(names[place])
+            continue
+        yield data
+        taken += 1
+        if taken == IMAGES:
+            break
     if bad:
         errors.print(f"passed over: {count(len(bad), 'image')} that cannot be decoded, {bad[0]} first", markup=False)
-    return images
 
 
 def _print(found: Drift) -> None:
@@ -202,4 +214,6 @@ def _print(found: Drift) -> None:
     )
     shares = sorted(found.class_shares.items(), key=lambda item: -abs(item[1][1] - item[1][0]))[:3]
     moved = ", ".join(f"{name} {before:.0%} → {after:.0%}" for name, (before, after) in shares)
-    print(f"  classes      {found.class_distance:.0%} of the images are of other classes than before: {moved}")
+    print(
+        f"  classes      the predicted classes' shares differ by {found.class_distance:.0%} (total variation): {moved}"
+    )

@@ -98,6 +98,7 @@ class Description(Section):
         weights: sha256 of the weights' file.
         probe: pixels of the view of a fixed picture, as they were where the classifier was measured
             (:func:`tenfold.predictor.probe`); None: it was not.
+        exported: sha256 of the file that ``torch.export`` made of it; None: there is none.
     """
 
     kind: Literal["simclr", "mae", "classifier"]
@@ -112,6 +113,7 @@ class Description(Section):
     trained: bool = True
     weights: str | None = None
     probe: list[float] | None = None
+    exported: str | None = None
 
     @property
     def channels(self) -> int:

@@ -37,7 +37,7 @@ class EvaluateConfig(Section):
         description="cheapest: of the ladder's networks no larger than the student, the one that took the least time "
         "and is no worse than the best by more than the tolerance; student: what was trained last, whatever it reaches",
     )
-    tolerance: float = Field(0.01, ge=0, lt=1, description="top-1 that may be lost for what is cheaper")
+    tolerance: float = Field(0.01, gt=0, lt=1, description="top-1 that may be lost for what is cheaper")
     selection: float = Field(
         0.5,
         ge=0,
@@ -90,7 +90,8 @@ class RetrainConfig(Section):
         ge=0.5,
         lt=1,
         description="where set, a retraining also ends early unless the champion's features tell new images from those "
-        "that it learned from in at least this share of pairs (0.5: not at all; 0.75: clearly)",
+        "that it learned from in at least this share of pairs (0.5: not at all; 0.75: clearly). With fewer than 20, or "
+        "where that cannot be told, it goes on",
     )
     warm_start: bool = Field(True, description="pretraining starts from the champion's encoder, if it can")
     pretrain_share: float = Field(

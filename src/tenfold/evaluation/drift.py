@@ -8,7 +8,7 @@ significance: with enough images any two sets differ.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ LEAST = 0.75
 SIGNIFICANCE = 0.01
 #: Images of each side that are looked at, drawn by the seed where there are more.
 IMAGES = 2000
+_SHARDS = 8
 #: Fewer of either side tell nothing.
 FEWEST = 20
 
@@ -144,16 +145,18 @@ def _halves(counts: tuple[int, int], seed: int) -> NDArray[np.int64]:
     return np.concatenate([rng.permutation(np.arange(count) % 2) for count in counts])
 
 
-def draw(reader: SplitReader, seed: int, known: Collection[str] = (), most: int = IMAGES) -> list[bytes]:
-    """Return encoded images of a split, drawn by the seed where there are more than ``most``.
+def draw(reader: SplitReader, seed: int, numbers: NDArray[np.int64] | None = None) -> Iterator[bytes]:
+    """Yield encoded images of a split, drawn by the seed: 2,000 at most, of 8 shards at most.
 
     Args:
-        reader: of the split.
+        reader: of the split; shards that nothing is drawn from are not fetched where the split is large.
         seed: of the draw.
-        known: keys of images that are left out.
-        most: how many.
+        numbers: of the samples that are drawn among; unless given, all.
     """
-    left = np.array([number for number, key in enumerate(reader.keys) if key not in known], dtype=np.int64)
-    if len(left) > most:
-        left = np.sort(np.random.default_rng(seed).choice(left, most, replace=False))
-    return [reader.image(int(number)).tobytes() for number in left]
+    rng, among = np.random.default_rng(seed), np.arange(len(reader)) if numbers is None else np.sort(numbers)
+    places = np.searchsorted(np.cumsum([shard.kept for shard in reader.shards]), among, side="right")
+    chosen = rng.permutation(np.unique(places))[:_SHARDS]
+    among = among[np.isin(places, chosen)]
+    if len(among) > IMAGES:
+        among = np.sort(rng.choice(among, IMAGES, replace=False))
+    return (reader.image(int(number)).tobytes() for number in among)

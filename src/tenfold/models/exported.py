@@ -31,6 +31,9 @@ def export(model: Classifier, description: Description, folder: Path) -> Path:
     N is free. The view, which makes an image of the file formats out there into such a tensor, is not part of it:
     ``model.json`` says what it is, and :class:`tenfold.predictor.Predictor` has both.
 
+    torch.export.load may run code that somebody put into such a file, so nothing here ever loads one; its sha256 stands
+    in ``model.json`` as ``exported``.
+
     Args:
         model: in evaluation mode, on the CPU.
         description: what it is.

@@ -39,7 +39,7 @@ def model_card(evaluation: dict[str, Any], model: str, version: str, intended_us
         "## Results on the test images",
         f"- top-1 {_interval(scores['top1'])} ({level} interval); balanced accuracy {scores['balanced']:.1%}",
         f"- expected calibration error {scores['calibration_error']:.3f}",
-        f"- measured on {evaluation['test_images']:,} of the test images; the others chose and calibrated it",
+        *_apart(evaluation["test_images"], facts["choosing"]),
         *_weakest(scores["recalls"]), "",
         "## Network",
         f"- {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB, images of side {facts['image_size']}",
@@ -47,6 +47,12 @@ def model_card(evaluation: dict[str, Any], model: str, version: str, intended_us
         "## Limits", *_limits(evaluation, scores["recalls"]), "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _apart(measuring: int, choosing: int) -> list[str]:
+    if not choosing:
+        return []
+    return [f"- measured on {measuring:,} of the test images; {choosing:,} others chose or calibrated it"]
 
 
 def _plain(text: str) -> str:
