@@ -8,7 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tenfold.evaluation.choice import Candidate, Choice, choose, divide, scaled,
 from tenfold.evaluation.figures import save_ladder_png
 from tenfold.evaluation.measured import Measured
 from tenfold.evaluation.metrics import Scores, bootstrap_interval, score
+from tenfold.evaluation.paired import compare
 from tenfold.execution import read_lineage
 from tenfold.fingerprint import digest, file_digest
 from tenfold.models.saved import WEIGHTS, save
@@ -167,7 +168,18 @@ def _choose(config: EvaluateConfig, rungs: list[Rung], truth: Ints, choosing: In
         Candidate(rung.id, rung.title, rung.seconds, rung.probabilities[choosing].argmax(1) == truth[choosing])
         for rung in shippable(rungs)
     ]
-    return choose(candidates, config.tolerance, config.confidence)
+    choice = choose(candidates, config.tolerance, config.confidence)
+    (shipped,) = (candidate.hits for candidate in candidates if candidate.id == choice.id)
+    others = [(rung, rung.probabilities[choosing].argmax(1) == truth[choosing]) for rung in rungs]
+    better = [
+        (rung.title, compare(hits, shipped)) for rung, hits in others if rung.id not in {each.id for each in candidates}
+    ]
+    clear = [(title, found) for title, found in better if found.p_value <= (1 - config.confidence) / 2]
+    if not clear:
+        return choice
+    title, found = max(clear, key=lambda pair: pair[1].gain)
+    told = f"{choice.told}; the {title}, which cannot be shipped, is {100 * found.gain:.1f} points better on them"
+    return replace(choice, told=told)
 
 
 def _ship(network: Network, heat: float, folder: Path, *, exported: bool) -> Network:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from tenfold.cli.app import app
 from tenfold.cli.options import errors
+from tenfold.cli.promotion import _moment
 from tenfold.config import PromoteConfig
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, DataError, TenfoldError
@@ -227,3 +228,17 @@ def test_the_line_of_champions_leaves_out_those_that_were_gone_back_from() -> No
     assert succession([*entries, entry(6, None, "hand"), entry(7, "5", "promotion")]) == ["5"]
     assert succession([*entries, entry(6, "3", "rollback")]) == ["1", "2", "4", "3"]
     assert succession([]) == []
+
+
+@pytest.mark.parametrize("name", ["it's", 'a"b', "a/b", ""])
+def test_a_name_that_the_registry_cannot_be_asked_for_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="no model can be called"):
+        Registry(Environment.read(), name)
+    with pytest.raises(ValueError, match="model"):
+        PromoteConfig(model=name)
+
+
+@pytest.mark.parametrize(("day", "end"), [("2026-11-24", 25), ("20261124", 25), ("2026-11-24T10:00", 24)])
+def test_a_day_is_meant_to_its_end(day: str, end: int) -> None:
+    assert _moment(day).day == end
+    assert _moment("9999-12-31").year == 9999

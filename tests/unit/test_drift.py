@@ -114,7 +114,7 @@ def test_the_command_tells_other_images_from_like_ones(
     figure = tmp_path / "drift.png"
     code, told = call(str(images["inverted"]), "--exit-code", "--json", "--figure", str(figure))
     found = json.loads(told)
-    assert (code, found["drifted"], found["new"]) == (1, True, 120)
+    assert (code, found["drifted"], found["new"]) == (3, True, 120)
     assert found["separability"] > 0.95
     with Image.open(figure) as drawn:
         assert drawn.size[0] > 1000
@@ -151,3 +151,18 @@ def test_looking_gives_the_probabilities_of_predicting(made: Made, digits: Datas
     expected = [list(each.probabilities.values()) for each in predictor(data)]
     np.testing.assert_allclose(predictor.look(data).probabilities, expected, atol=1e-6)
     assert predictor.look([]).features.shape[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["empty"], "no images below empty"), (["file.png"], "name the folder that it lies in"),
+     (["empty", "--figure", "nowhere/x.png"], "name a file in a folder that is there")],
+)  # fmt: skip
+def test_the_command_says_at_once_what_it_cannot_use(
+    arguments: list[str], told: str, made: Made, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.png").write_bytes(b"")
+    found = CliRunner().invoke(app, ["drift", *arguments, "--student", str(made.student), "--dataset", digits.uri])
+    assert told in str(found.exception)

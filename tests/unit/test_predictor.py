@@ -179,3 +179,20 @@ def test_an_exported_classifier_gives_the_predictor_s_probabilities_without_tenf
     one, three = json.loads(told.stdout)
     np.testing.assert_allclose(three, expected, atol=1e-5)
     np.testing.assert_allclose(one, expected[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"image_size": 0}, "image_size"), ({"image_size": -8}, "image_size"), ({"image_size": 2**40}, "image_size"),
+        ({"classes": ["ant", "ant", "cat"]}, "two of its classes have one name"), ({"layer": -1}, "layer"),
+        ({"feature_norm": 0}, "feature_norm"), ({"probe": "no"}, "probe"),
+    ],
+)  # fmt: skip
+def test_a_description_that_cannot_be_is_refused_by_the_field(
+    student: Path, change: dict[str, object], told: str
+) -> None:
+    text = json.loads((student / "model.json").read_text())
+    (student / "model.json").write_text(json.dumps({**text, **change}))
+    with pytest.raises(DataError, match=rf"is damaged: model\.json: .*{told}"):
+        Predictor(student)

@@ -38,6 +38,8 @@ def label_curve(
     from tenfold.evaluation.figures import save_label_curve_png
 
     numbers = _budgets(budgets)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file; name a folder")
     config = request(preset, file, sets).resolve()
     environment = Environment.read()
     if config.data.labels.file is not None:

@@ -67,7 +67,8 @@ def history(
     """List who became champion, when and why; with --on, who was champion at the end of that day."""
     from tenfold.cli.runs import table
 
-    entries = _desk(model).history(None if on is None else _moment(on))
+    until = None if on is None else _moment(on)  # before anything is opened
+    entries = _desk(model).history(until)
     if on is not None:
         entries = entries[-1:]
     if as_json:
@@ -106,7 +107,7 @@ def _show(outcome: Outcome, version: str, model: str, dry_run: bool) -> None:
     held = f"version {outcome.champion.version}" if outcome.champion is not None else "none"
     if outcome.decision.promote:
         done = "would be champion" if dry_run else "is champion" if outcome.entry else "was champion already"
-        tell(f"{model} {version}: {done}; before: {held}")
+        tell(f"{model} {version}: {done}" + (f"; before: {held}" if done != "was champion already" else ""))
         return
     tell(f"{model} {version}: not promoted; champion: {held}")
     raise typer.Exit(1)
@@ -117,6 +118,9 @@ def _moment(text: str) -> datetime:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"--on {text} is neither a day like 2026-11-23 nor a moment in ISO form") from None
-    if len(text) == 10:
-        found += timedelta(days=1)
+    try:
+        if "T" not in text and " " not in text:  # a day, in any of ISO's forms: its end
+            found += timedelta(days=1)
+    except OverflowError:
+        found = datetime.max
     return found if found.tzinfo else found.replace(tzinfo=UTC)

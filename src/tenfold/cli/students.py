@@ -81,6 +81,7 @@ def _images_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def fetch_student(model: str, folder: Path) -> tuple[Path, Mapping[str, str]]:
     """Fetch a registered student, the champion unless said otherwise; return its folder and its version's tags."""
     from tenfold.registry import CHALLENGER, CHAMPION, Registry
+    from tenfold.registry.models import is_version
 
     name, separator, which = model.partition("@") if "@" in model else model.partition("/")
     environment = Environment.read()
@@ -94,11 +95,12 @@ def fetch_student(model: str, folder: Path) -> tuple[Path, Mapping[str, str]]:
     if not separator:
         held = registry.by_alias(CHAMPION) or registry.by_alias(CHALLENGER)
     else:
-        held = registry.by_version(which) if which.isdigit() else registry.by_alias(which)
+        held = registry.by_version(which) if is_version(which) else registry.by_alias(which)
     if held is None:
-        raise DataError(f"'{name}' has no {which} in MLflow's registry" if separator else missing)
+        wanted = f"version {which}" if is_version(which) else f"alias '{which}'"
+        raise DataError(f"'{name}' has no {wanted}; MLflow's registry lists what it has" if separator else missing)
     which = which or held.version
-    errors.print(f"{name}, {'version ' if which.isdigit() else ''}{which}", style="dim", highlight=False)
+    errors.print(f"{name}, {'version ' if is_version(which) else ''}{which}", style="dim", highlight=False)
     return registry.download(which, folder), held.tags
 
 
@@ -115,20 +117,26 @@ def drift(
     seed: Annotated[int, typer.Option(min=0, help="Of the images that are drawn where there are more than 2,000.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="Draw confidence and classes of both (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 where the images have drifted.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 3 where the images have drifted.")] = False,
 ) -> None:
     """Compare new images with those that the champion learned from, as the champion sees them."""
     from tenfold.data.contents import contents, numbered
     from tenfold.data.manifest import open_dataset
     from tenfold.data.reader import SplitReader
+    from tenfold.data.sources import TABLES
     from tenfold.evaluation.drift import FEWEST, compare, draw
     from tenfold.predictor import Predictor
 
     environment = Environment.read()
     if student is not None and dataset is None:
         raise ConfigError("--student needs --dataset: the URI of the data set that it learned from")
+    if figure is not None and (figure.is_dir() or not figure.parent.is_dir()):
+        raise ConfigError(f"--figure {figure}: name a file in a folder that is there")
+    new = new.rstrip("/") if _DATASET.search(new.rstrip("/")) else new
     if "://" not in new and new != "digits" and not os.path.lexists(new):
         raise DataError(f"there is no file or folder {new}")
+    if Path(new).is_file() and not new.endswith(TABLES):
+        raise DataError(f"{new} is a file: name the folder that it lies in, or a table of images")
     with tempfile.TemporaryDirectory() as scratch:
         folder, tags = (student, {}) if student is not None else fetch_student(model, Path(scratch))
         predictor = Predictor(folder)
@@ -165,7 +173,7 @@ def drift(
     if figure is not None:
         errors.print(f"wrote {figure}", style="dim", highlight=False)
     if exit_code and found.drifted:
-        raise typer.Exit(1)
+        raise typer.Exit(3)  # 1 is any failure's
 
 
 def _read(source: str, pixels: PixelsConfig | None, had: set[int], seed: int) -> Iterator[bytes]:
@@ -183,6 +191,8 @@ def _read(source: str, pixels: PixelsConfig | None, had: set[int], seed: int) ->
     opened = open_source(source)
     suffixes = image_suffixes(pixels)
     names = sorted(entry.key for entry in opened.list() if entry.key.lower().endswith(suffixes))
+    if not names:
+        raise DataError(f"no images below {source}")
     taken, bad = 0, []
     for place in np.random.default_rng(seed).permutation(len(names)):
         data = opened.read(names[place])

@@ -105,15 +105,21 @@ class Description(Section):
     network: ResNetConfig | ViTConfig | TimmConfig
     head: HeadConfig | None = None
     decoder: DecoderConfig | None = None
-    layer: int = 0
-    feature_norm: float | None = None
+    layer: int = Field(0, ge=0, le=8)
+    feature_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
     classes: list[str] = Field(default_factory=list)
-    image_size: int
+    image_size: int = Field(ge=1, le=16_384)
     evaluation: EvalViewConfig = EvalViewConfig()
     trained: bool = True
     weights: str | None = None
     probe: list[float] | None = None
     exported: str | None = None
+
+    @model_validator(mode="after")
+    def _names_each_class_once(self) -> Description:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two of its classes have one name")
+        return self
 
     @property
     def channels(self) -> int:

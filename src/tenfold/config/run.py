@@ -55,7 +55,7 @@ class EvaluateConfig(Section):
 class PromoteConfig(Section):
     """The gate to the alias ``champion``."""
 
-    model: Name = Field("tenfold-student", pattern=r"^[^/:@]+$", description="name in the MLflow registry")
+    model: Name = Field("tenfold-student", pattern=r"^[^/:@'\"`]+$", description="name in the MLflow registry")
     min_gain: float = Field(
         0.0,
         gt=-1,

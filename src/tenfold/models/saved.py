@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tenfold.config import Description, ResNetConfig, TimmConfig, ViTConfig
-from tenfold.errors import DataError
+from tenfold.errors import DataError, first_fault
 from tenfold.fingerprint import digest, file_digest
 from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
@@ -104,10 +104,13 @@ def load(folder: Path) -> tuple[Pretrained | Classifier, Description]:
         with torch.device("cpu" if isinstance(description.network, TimmConfig) else "meta"):
             model = build(description)
         model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
-    except (ValidationError, SafetensorError) as error:
+    except ValidationError as error:
+        raise DataError(f"the model in {folder} is damaged: {DESCRIPTION}: {first_fault(error.errors())}") from None
+    except SafetensorError as error:
         raise DataError(f"the model in {folder} is damaged: {str(error).splitlines()[0]}") from None
     except RuntimeError as error:
-        raise DataError(f"the weights in {folder} do not fit their description: {str(error).splitlines()[0]}") from None
+        told = " ".join(str(error).split())[:300]
+        raise DataError(f"the weights in {folder} do not fit their description: {told}") from None
     model.eval()
     return model, description
 

@@ -73,7 +73,7 @@ def _incomparable(challenger: Measured, champion: Measured | None) -> str:
         "make a version champion by `tenfold promote VERSION --because …`"
     )
     if champion is None:
-        return f"the champion was never measured on these test images, {cure}"
+        return f"the champion was never measured on these test images (or evaluate.selection was another), {cure}"
     if champion.test_split != challenger.test_split or champion.view != challenger.view:
         return f"the champion was measured on other test images, or through another view of them, {cure}"
     if champion.truth != challenger.truth or champion.classes != challenger.classes:

@@ -21,6 +21,7 @@ from tenfold.registry.models import (
     TEST_SPLIT_TAG,
     Registered,
     Registry,
+    is_version,
 )
 from tenfold.registry.promotion import Outcome, promote
 from tenfold.registry.results import Results, judge
@@ -122,7 +123,7 @@ class Desk:
         return [entry for entry in entries if until is None or datetime.fromisoformat(entry.time) <= until]
 
     def _version(self, version: str) -> Registered:
-        found = self._registry.by_version(version) if version.isdigit() else None
+        found = self._registry.by_version(version) if is_version(version) else None
         if found is None:
             raise DataError(f"'{self._model}' has no version {version}; MLflow's registry lists them")
         return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from tenfold import __version__
 from tenfold.environment import Environment
-from tenfold.errors import TrackingError
+from tenfold.errors import ConfigError, TrackingError
 from tenfold.tracking import Explained, client
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -18,6 +18,11 @@ WEIGHTS_TAG, ENCODER_TAG = "tenfold.weights", "tenfold.encoder"
 #: Tags of a version: the test split that it was measured on, the gate that it was asked to pass, and whether it waits
 #: for somebody's approval.
 TEST_SPLIT_TAG, GATE_TAG, APPROVAL_TAG = "tenfold.test_split", "tenfold.gate", "tenfold.approval"
+
+
+def is_version(text: str) -> bool:
+    """Tell whether a text is a version's number, and no alias."""
+    return text.isascii() and text.isdigit()
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,12 @@ class Registry:
             name: of the model; it need not be there yet.
             patient: repeat what failed for a minute, since nothing here is done later; False for a check that must
                 answer within seconds.
+
+        Raises:
+            ConfigError: no model can have that name.
         """
+        if not name or set(name) & set("/:@'\"`"):
+            raise ConfigError(f"no model can be called {name!r}: MLflow's names hold no quote, slash, colon or @")
         self.name, self._environment = name, environment
         self._client = client(environment, repeats=5) if patient else client(environment, timeout=3)
 
@@ -140,7 +150,7 @@ class Registry:
         """Fetch a version's student folder below ``folder``."""
         import mlflow
 
-        separator = "/" if alias_or_version.isdigit() else "@"
+        separator = "/" if is_version(alias_or_version) else "@"
         mlflow.set_tracking_uri(self._environment.tracking_uri)
         mlflow.set_registry_uri(self._environment.tracking_uri)
         uri = f"models:/{self.name}{separator}{alias_or_version}"
