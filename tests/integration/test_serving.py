@@ -73,7 +73,8 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(mlflow_server: str, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`mlflow models serve` of the champion, as k8s/components/serving calls it."""
     folder = tmp_path_factory.mktemp("serving")
-    surroundings = {**os.environ, "MLFLOW_TRACKING_URI": mlflow_server, "TENFOLD_RUN_ID": "served",
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where MLflow looks for its web server
+    surroundings = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow_server, "TENFOLD_RUN_ID": "served",
                     "MLFLOW_EXPERIMENT_NAME": "serving", "MLFLOW_ALLOW_MODEL_CODE_EXECUTION": "false"}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in surroundings.items():
