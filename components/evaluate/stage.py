@@ -178,8 +178,8 @@ def _choose(config: EvaluateConfig, rungs: list[Rung], truth: Ints, choosing: In
     if not clear:
         return choice
     title, found = max(clear, key=lambda pair: pair[1].gain)
-    told = f"{choice.told}; the {title}, which cannot be shipped, is {100 * found.gain:.1f} points better on them"
-    return replace(choice, told=told)
+    told = f"the {title}, which cannot be shipped, is {100 * found.gain:.1f} points better on the images that choose"
+    return replace(choice, told=f"{choice.told}; {told}")
 
 
 def _ship(network: Network, heat: float, folder: Path, *, exported: bool) -> Network:
