@@ -17,7 +17,7 @@ from tenfold.config import Description, EvaluateConfig, TimmConfig
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
-from tenfold.evaluation.inference import infer, probabilities, require_view, view_of
+from tenfold.evaluation.inference import infer, probabilities, require_view, view_differences, view_of
 from tenfold.evaluation.probes import (
     FEATURE_NORM,
     label_spreading,
@@ -214,8 +214,7 @@ def _with_layer(frozen: _Frozen, weight: Floats, bias: Floats, dataset: Dataset,
     if frozen.encoder is None or frozen.description is None or isinstance(frozen.description.network, TimmConfig):
         return None
     known = frozen.description
-    own = {"image_size": known.image_size, "evaluation": known.evaluation}
-    if spec.evaluation is not None and own != {"image_size": spec.image_size, "evaluation": spec.evaluation}:
+    if view_differences(known, spec):
         return None
     model = Classifier(frozen.encoder, None, 0, len(weight), FEATURE_NORM)
     with torch.no_grad():

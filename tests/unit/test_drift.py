@@ -62,8 +62,6 @@ def test_confidence_and_classes_are_told_beside_the_features() -> None:
     told = found.as_dict()
     json.dumps(told)
     assert told["drifted"] is False
-    assert "newness" not in told
-    assert found.newness.shape == (300,)
 
 
 def test_too_few_images_tell_nothing() -> None:

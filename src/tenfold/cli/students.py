@@ -112,8 +112,9 @@ def drift(
         str | None, typer.Option(help="URI of the data set that it learned from; else as the registry says.")
     ] = None,
     least: Annotated[
-        float, typer.Option(min=0.5, max=0.999, help="Share of pairs told apart from which on it is a drift.")
-    ] = 0.75,
+        float | None,
+        typer.Option(min=0.5, max=0.999, help="Share of pairs told apart from which on it is a drift; else 0.75."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the images that are drawn where there are more than 2,000.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="Draw confidence and classes of both (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -124,7 +125,7 @@ def drift(
     from tenfold.data.manifest import open_dataset
     from tenfold.data.reader import SplitReader
     from tenfold.data.sources import TABLES
-    from tenfold.evaluation.drift import FEWEST, compare, draw
+    from tenfold.evaluation.drift import FEWEST, LEAST, compare, draw
     from tenfold.predictor import Predictor
 
     environment = Environment.read()
@@ -161,7 +162,7 @@ def drift(
             f"at least {FEWEST} images are needed on each side; there are {counts[0]:,} that the student's data set "
             f"lacks, and {counts[1]:,} that it has"
         )
-    found = compare(before, after, predictor.description.classes, least, seed)
+    found = compare(before, after, predictor.description.classes, LEAST if least is None else least, seed)
     if figure is not None:
         from tenfold.evaluation.figures import save_drift_png
 

@@ -27,6 +27,10 @@ RANDOM_VIEWS = ("contrastive", "masked", "weak", "strong", "labelled")
 VIEWS = (*RANDOM_VIEWS, "evaluation")
 
 
+#: What a registered model may be called: MLflow cannot be asked for one with these in its name.
+MODEL_NAME = r"^[^/:@'\"`]+$"
+
+
 class EvaluateConfig(Section):
     """The ladder on the test split."""
 
@@ -55,7 +59,7 @@ class EvaluateConfig(Section):
 class PromoteConfig(Section):
     """The gate to the alias ``champion``."""
 
-    model: Name = Field("tenfold-student", pattern=r"^[^/:@'\"`]+$", description="name in the MLflow registry")
+    model: Name = Field("tenfold-student", pattern=MODEL_NAME, description="name in the MLflow registry")
     min_gain: float = Field(
         0.0,
         gt=-1,

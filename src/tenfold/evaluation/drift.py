@@ -46,7 +46,6 @@ class Drift:
         class_shares: class → share of the known and of the new images that are taken for it.
         class_distance: total variation distance of these shares: 0 where they are equal, 1 where no class is in both.
         least: separability from which on it is called a drift.
-        newness: (new,) how new each image looks, 0 to 1.
     """
 
     known: int
@@ -59,7 +58,6 @@ class Drift:
     class_shares: dict[str, tuple[float, float]]
     class_distance: float
     least: float
-    newness: Floats
 
     @property
     def drifted(self) -> bool:
@@ -67,10 +65,8 @@ class Drift:
         return self.separability >= self.least and self.p_value <= SIGNIFICANCE
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON, without what is told of single images."""
-        found = asdict(self)
-        del found["newness"]
-        return {"drifted": self.drifted, **found}
+        """Return it for JSON."""
+        return {"drifted": self.drifted, **asdict(self)}
 
 
 def compare(known: Seen, new: Seen, classes: Sequence[str], least: float = LEAST, seed: int = 0) -> Drift:
@@ -114,7 +110,7 @@ def compare(known: Seen, new: Seen, classes: Sequence[str], least: float = LEAST
         confidence_known=float(sure[0].mean()), confidence_new=float(sure[1].mean()),
         confidence_distance=float(ks_2samp(*sure).statistic),
         class_shares={name: (float(shares[0][n]), float(shares[1][n])) for n, name in enumerate(classes)},
-        class_distance=float(np.abs(shares[0] - shares[1]).sum() / 2), least=least, newness=scores[side == 1],
+        class_distance=float(np.abs(shares[0] - shares[1]).sum() / 2), least=least,
     )  # fmt: skip
 
 

@@ -109,7 +109,7 @@ def save_label_curve_png(points: list[dict[str, Any]], path: Path) -> None:
 
 
 def ladder_svg(rungs: list[dict[str, Any]]) -> str:
-    """Return every rung's top-1 with its interval, cheapest on top, the one that is shipped highlighted.
+    """Return every rung's top-1 with its interval, in their order, the one that is shipped highlighted.
 
     Args:
         rungs: as in evaluation.json: ``title``, ``served`` and ``scores["top1"]`` with value, low and high.

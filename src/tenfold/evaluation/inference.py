@@ -34,15 +34,20 @@ def evaluation_images(reader: SplitReader, spec: ViewSpec, numbers: Sequence[int
     return evaluation_views(images, spec.evaluation or EvalViewConfig(), spec.image_size, torch.get_num_threads())
 
 
+def view_differences(description: Description, spec: ViewSpec) -> list[str]:
+    """Return in what the view that a network was made for differs from another one: side, crop and so on."""
+    made = {"image_size": description.image_size, **description.evaluation.model_dump()}
+    shown = {"image_size": spec.image_size, **(spec.evaluation or EvalViewConfig()).model_dump()}
+    return [f"{name} {made[name]} (here {shown[name]})" for name in made if made[name] != shown[name]]
+
+
 def require_view(description: Description, spec: ViewSpec, what: str) -> None:
     """Refuse to show a network another view than the one that it was made for.
 
     Raises:
         DataError: side, crop or interpolation differ.
     """
-    made = {"image_size": description.image_size, **description.evaluation.model_dump()}
-    shown = {"image_size": spec.image_size, **(spec.evaluation or EvalViewConfig()).model_dump()}
-    differing = [f"{name} {made[name]} (here {shown[name]})" for name in made if made[name] != shown[name]]
+    differing = view_differences(description, spec)
     if differing:
         raise DataError(f"the {what} was made for another view: {', '.join(differing)}; train it on this one")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tenfold import __version__
+from tenfold.config.run import MODEL_NAME
 from tenfold.environment import Environment
 from tenfold.errors import ConfigError, TrackingError
 from tenfold.tracking import Explained, client
@@ -49,7 +51,7 @@ class Registry:
         Raises:
             ConfigError: no model can have that name.
         """
-        if not name or set(name) & set("/:@'\"`"):
+        if not re.match(MODEL_NAME, name):
             raise ConfigError(f"no model can be called {name!r}: MLflow's names hold no quote, slash, colon or @")
         self.name, self._environment = name, environment
         self._client = client(environment, repeats=5) if patient else client(environment, timeout=3)
