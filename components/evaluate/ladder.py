@@ -81,6 +81,15 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class _Trained:
+    """A network that a stage trained, before it is asked."""
+
+    title: str
+    seconds: float
+    network: Network
+
+
+@dataclass(frozen=True)
 class _Frozen:
     """Fixed features: of raw pixels, or of an encoder that stays as it is."""
 
@@ -142,10 +151,9 @@ def measure(
         }
         own = {kind: function for kind, function in functions.items() if views[kind] is spec}
         if split == "test":
-            for name, rung in networks.items():
-                assert rung.network is not None
-                rung.network.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                own[name] = probabilities(rung.network.model)
+            for name, made in networks.items():
+                made.network.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                own[name] = probabilities(made.network.model)
         found = infer(own, readers[split], spec, numbers, device)
         for kind in functions.keys() - own.keys():
             found |= infer({kind: functions[kind]}, readers[split], views[kind], numbers, device)
@@ -153,7 +161,7 @@ def measure(
             each.features[split] = found[each.kind]
         predicted = {name: found[name] for name in networks if name in found}
     labels = readers["labelled"].labels()[:PROBE_IMAGES]
-    rungs = [replace(rung, probabilities=predicted[name]) for name, rung in networks.items()]
+    rungs = [Rung(name, made.title, predicted[name], made.seconds, made.network) for name, made in networks.items()]
     for each in frozen:
         rungs += _probes(config, each, labels, classes, dataset, spec)
     return sorted(rungs, key=lambda rung: _ORDER.index(rung.id)), cut
@@ -227,8 +235,8 @@ def _with_layer(frozen: _Frozen, weight: Floats, bias: Floats, dataset: Dataset,
     return Network(model.eval(), description, frozen.made_by)
 
 
-def _networks(folders: Mapping[str, Path], dataset: Dataset, spec: ViewSpec) -> dict[str, Rung]:
-    """Return the rungs that trained a network, by name, without their predictions."""
+def _networks(folders: Mapping[str, Path], dataset: Dataset, spec: ViewSpec) -> dict[str, _Trained]:
+    """Return the networks that were trained, by their rungs' names."""
     seconds = {name: _seconds(folder) for name, folder in folders.items()}
     self_trained, distilled = trained(folders["teacher"]), trained(folders["student"])
     tuned = seconds["encoder"] + seconds["finetuned"]
@@ -251,8 +259,7 @@ def _networks(folders: Mapping[str, Path], dataset: Dataset, spec: ViewSpec) -> 
         if description.classes != dataset.manifest.classes:
             raise DataError(f"the {title} knows the classes {description.classes}, not the data set's")
         require_view(description, spec, title)
-        network = Network(model, description, folders[folder])
-        found[name] = Rung(name, title, np.empty(0), cost, network)
+        found[name] = _Trained(title, cost, Network(model, description, folders[folder]))
     return found
 
 

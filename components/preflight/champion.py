@@ -45,7 +45,7 @@ def run(request: Request, environment: Environment, reporter: Reporter) -> Retra
     config = request.resolve()
     champion = Registry(environment, config.promote.model, patient=False).by_alias(CHAMPION)
     config, told = warmed(config, champion)
-    begin(config, environment)
+    begin(config, environment, request.idle(config))
     reporter.note(told)
     tags = {"tenfold.pretraining": told}
     if champion is None:

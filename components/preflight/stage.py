@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from tenfold.config import (
     ViTConfig,
     changed,
     channels_of,
+    compose,
+    idle,
+    leaves,
     load_config,
 )
 from tenfold.data.listing import list_images
@@ -114,6 +117,12 @@ class Request:
             assignments=[f"{place}={value}" for place, value in given.items() if place not in TEXTS],
             texts={place: value for place, value in given.items() if place in TEXTS},
         )
+
+    def idle(self, config: RunConfig) -> list[str]:
+        """Return what was asked for and has no effect in ``config``, each with the reason."""
+        _, values = compose(self.preset or None, None, self.overrides, ())
+        filled = [place for place, value in self.values.items() if value.strip()]
+        return idle(config, dict.fromkeys([*leaves(values), *filled]))
 
     def resolve(self) -> RunConfig:
         """Return the run's configuration, with what is decided where it runs.
@@ -274,11 +283,16 @@ def check(config: RunConfig) -> str | None:
 def run(request: Request, environment: Environment) -> tuple[RunConfig, str | None]:
     """Resolve the configuration, and begin a run with it (see :func:`begin`)."""
     config = request.resolve()
-    return config, begin(config, environment)
+    return config, begin(config, environment, request.idle(config))
 
 
-def begin(config: RunConfig, environment: Environment) -> str | None:
+def begin(config: RunConfig, environment: Environment, idle_settings: Sequence[str] = ()) -> str | None:
     """Check run and cluster, open the store, make MLflow's parent run, and send it what earlier runs could not.
+
+    Args:
+        config: of the run.
+        environment: of preflight.
+        idle_settings: what was asked for and has no effect, to be told.
 
     Returns:
         As :func:`check`.
@@ -299,10 +313,9 @@ def begin(config: RunConfig, environment: Environment) -> str | None:
     if config.pretrain.init is not None:
         reporter.note(f"the network is that of pretrain.init, {_kind(config.pretrain.network)}, whatever else was set")
     if not config.distils:
-        reporter.note(
-            "nothing is distilled: the teacher itself is served, and settings of distill and pseudo_label have no "
-            "effect; distill.enabled=true makes a student"
-        )
+        reporter.note("nothing is distilled: the teacher itself is served; distill.enabled=true makes a student")
+    for told in idle_settings:
+        reporter.note(told)
     parent = parent_run(environment, config.name, patient=False)
     parent.tags({"tenfold.config": json.dumps(config.model_dump())[:7900], "tenfold.source": config.data.source})
     parent.params({"name": config.name, "source": config.data.source, "seed": config.seed})

@@ -74,8 +74,8 @@ class Predictor:
         known = self.description.probe
         if known is not None and not _agree(known, probe(self.description)):
             raise DataError(
-                f"the classifier in {folder} was measured on another view of its images than is made here: its "
-                "model.json was changed, or this version of tenfold makes other views; train it again"
+                f"the classifier in {folder} was measured on another view of its images than this version of tenfold "
+                "makes; use the version that made it, or train it again"
             )
 
     @torch.no_grad()

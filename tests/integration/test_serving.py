@@ -148,7 +148,7 @@ def test_what_is_no_encoded_image_gets_no_class(address: str, columns: list[str]
     assert ask(address, ["image"], [[base64.b64encode(picture(0)).decode()]]), "and the server goes on"
 
 
-def test_a_student_whose_view_was_changed_is_not_served(student: Path, tmp_path: Path) -> None:
+def test_a_student_whose_description_was_changed_is_not_served(student: Path, tmp_path: Path) -> None:
     model, description = load_classifier(student)
     save(tmp_path / "other", model, description)
     text = json.loads((tmp_path / "other" / "model.json").read_text())
@@ -157,7 +157,8 @@ def test_a_student_whose_view_was_changed_is_not_served(student: Path, tmp_path:
     (tmp_path / "image.png").write_bytes(picture(0))
     told = CliRunner().invoke(app, ["predict", str(tmp_path / "image.png"), "--student", str(tmp_path / "other")])
     assert told.exit_code != 0
-    assert "measured on another view" in str(told.exception)
+    assert "model.json" in str(told.exception)
+    assert "not the one that the weights were saved with" in str(told.exception)
 
 
 @pytest.mark.parametrize("kind", ["pyfunc", "weights", "description"])

@@ -299,6 +299,7 @@ def test_weights_of_another_network_are_refused(saved: Path, tmp_path: Path) -> 
     shutil.copy(tmp_path / "wider" / "model.safetensors", saved)
     with pytest.raises(DataError, match="fetch them again"):
         load(saved)
+    save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors")  # without the description's name
     declare(saved)
     with pytest.raises(DataError, match="do not fit"):
         load(saved)
@@ -321,6 +322,21 @@ def test_a_description_that_fits_no_network_is_refused(saved: Path, change: dict
     (saved / "model.json").write_text(json.dumps({**described, **change}))
     with pytest.raises(DataError):
         load(saved)
+
+
+def test_a_description_that_was_changed_behind_the_weights_is_refused(saved: Path) -> None:
+    described = json.loads((saved / "model.json").read_text())
+    (saved / "model.json").write_text(json.dumps(described, indent=4, sort_keys=True))
+    load(saved)
+    (saved / "model.json").write_text(json.dumps({**described, "classes": described["classes"][::-1]}))
+    with pytest.raises(DataError, match="not the one that the weights were saved with"):
+        load(saved)
+
+
+def test_weights_of_earlier_versions_that_name_no_description_are_read(saved: Path) -> None:
+    save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors")
+    declare(saved)
+    load(saved)
 
 
 @pytest.mark.parametrize("channels", [2, 4, 6, 8])

@@ -132,17 +132,27 @@ def test_the_command_prints_csv_or_json_and_refuses_both(student: Path, tmp_path
     assert isinstance(CliRunner().invoke(app, [*line, "--json", "--csv"]).exception, ConfigError)
 
 
+def test_a_folder_without_images_is_told_and_the_rest_is_classified(student: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").write_bytes(image(0))
+    line = ["predict", str(tmp_path / "empty"), str(tmp_path / "a.png"), "--student", str(student)]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 2
+    assert [row.split("\t")[0] for row in done.stdout.splitlines()] == [str(tmp_path / "a.png")]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"crop_proportion": 0.9}, {"interpolation": "linear"}, {"pixels": {"channels": 3, "bits": 8, "white": 200}}],
 )
 def test_a_classifier_whose_view_is_not_the_measured_one_is_refused(student: Path, change: dict[str, object]) -> None:
+    """As where another version of tenfold makes other views of the same description."""
     model, description = load_classifier(student)
-    save(student, model, description.model_copy(update={"probe": probe(description)}))
+    measured = description.model_copy(update={"probe": probe(description)})
+    save(student, model, measured)
     Predictor(student)
-    text = json.loads((student / "model.json").read_text())
-    text["evaluation"] |= change
-    (student / "model.json").write_text(json.dumps(text))
+    view = EvalViewConfig.model_validate({**measured.evaluation.model_dump(), **change})
+    save(student, model, measured.model_copy(update={"evaluation": view}))
     with pytest.raises(DataError, match="measured on another view"):
         Predictor(student)
 

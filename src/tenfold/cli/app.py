@@ -86,7 +86,8 @@ def plan(preset: Preset = None, file: File = None, sets: Sets = None) -> None:
     """Show what `run` would do: each stage cached or to run, and why."""
     from tenfold.pipelines.plan import make_plan
 
-    config = _request(preset, file, sets).resolve()
+    asked = _request(preset, file, sets)
+    config = asked.resolve()
     steps = make_plan(config, check(config), Environment.read())
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "", "why"):
@@ -94,6 +95,8 @@ def plan(preset: Preset = None, file: File = None, sets: Sets = None) -> None:
     for step in steps:
         table.add_row(step.stage, "[cyan]cached[/cyan]" if step.cached else "runs", step.why)
     console.print(table)
+    for told in asked.idle(config):
+        console.print(told, style="dim", markup=False, highlight=False)
 
 
 @config_app.command("show")

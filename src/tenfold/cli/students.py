@@ -49,12 +49,13 @@ def predict(
     with tempfile.TemporaryDirectory() as scratch:
         predictor = Predictor(student or fetch_student(model, Path(scratch))[0])
     suffixes = image_suffixes(predictor.description.evaluation.pixels)
-    images = [file for path in images for file in (_images_below(path, suffixes) if path.is_dir() else [path])]
     failed, table = False, csv.writer(sys.stdout, lineterminator="\n")
     if as_csv:
         table.writerow(["path", "label", "probability", *(f"p({name})" for name in predictor.description.classes)])
-    for path in images:
+    for path in (file for given in images for file in (_images_below(given, suffixes) or [given])):
         try:
+            if path.is_dir():
+                raise DataError("no images below it")
             found: dict[str, Any] = vars(predictor([path.read_bytes()])[0])
         except (TenfoldError, OSError) as error:
             errors.print(f"{path}: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -71,11 +72,9 @@ def predict(
         raise typer.Exit(2)
 
 
-def _images_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    if not found:
-        raise DataError(f"no images below {folder}")
-    return found
+def _images_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return a folder's images; none of a file."""
+    return sorted(each for each in path.rglob("*") if each.suffix.lower() in suffixes) if path.is_dir() else []
 
 
 def fetch_student(model: str, folder: Path) -> tuple[Path, Mapping[str, str]]:

@@ -9,6 +9,7 @@ changed field reruns what depends on it and nothing before it.
 from tenfold.config.augment import AugmentConfig, FeedsConfig
 from tenfold.config.base import Section
 from tenfold.config.data import DataConfig, LabelsConfig, ShrinkConfig, SplitConfig
+from tenfold.config.idle import idle, leaves
 from tenfold.config.loading import changed, compose, load_config
 from tenfold.config.networks import (
     DecoderConfig,
@@ -101,6 +102,8 @@ __all__ = [
     "changed",
     "channels_of",
     "compose",
+    "idle",
+    "leaves",
     "load_config",
     "load_preset",
     "preset_names",

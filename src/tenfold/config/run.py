@@ -160,7 +160,7 @@ class RunConfig(Section):
         for name in VIEWS if self.data.pixels else ():
             views[name] = getattr(self.augment, name).model_copy(update={"pixels": self.data.pixels})
         update["augment"] = self.augment.model_copy(update=views)
-        update["baseline"] = update.get("baseline", self.baseline).model_copy(update=self._student())
+        update["baseline"] = update.get("baseline", self.baseline).model_copy(update=self.student())
         return self.model_copy(update=update)
 
     @property
@@ -168,8 +168,8 @@ class RunConfig(Section):
         """Whether a student is distilled; if not, the teacher is the student."""
         return self.method == "simclrv2" if self.distill.enabled is None else self.distill.enabled
 
-    def _student(self) -> dict[str, Any]:
-        """Return network, head and head layer of the student."""
+    def student(self) -> dict[str, Any]:
+        """Return ``network``, ``head`` and ``from_head_layer`` of the student."""
         if self.distill.init == "finetuned" or not self.distils:
             head = None if self.pretrain.method == "mae" else self.pretrain.head
             return {"network": self.pretrain.network, "head": head, "from_head_layer": self.finetune.from_head_layer}
@@ -212,7 +212,7 @@ class RunConfig(Section):
         dropping = [f"{name}.drop_path" for name, rate in rates.items() if rate > 0]
         if dropping and isinstance(self.pretrain.network, ResNetConfig) and self.pretrain.init is None:
             raise ValueError(f"{dropping[0]} is for transformers, and pretrain.network is a ResNet: set it to 0")
-        if self.baseline.drop_path > 0 and isinstance(self._student()["network"], ResNetConfig):
+        if self.baseline.drop_path > 0 and isinstance(self.student()["network"], ResNetConfig):
             raise ValueError("baseline.drop_path is for transformers, and the student is a ResNet: set it to 0")
         if not self.pretrain.enabled and self.self_train.enabled and self.self_train.foreign > 0:
             raise ValueError(

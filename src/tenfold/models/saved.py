@@ -5,18 +5,19 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tenfold.config import Description, ResNetConfig, TimmConfig, ViTConfig
 from tenfold.errors import DataError, first_fault
-from tenfold.fingerprint import digest, file_digest
+from tenfold.fingerprint import canonical_json, digest, file_digest
 from tenfold.models.encoder import Encoder
 from tenfold.models.heads import Classifier, ProjectionHead, SimCLRModel
 from tenfold.models.resnet import ResNet
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tenfold.models.mae import MaskedAutoencoder
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+#: In the weights' metadata: the digest of the description that they were saved with.
+_DESCRIBED = "tenfold.description"
 
 #: What pretraining yields: an encoder, and what it was trained with.
 Pretrained: TypeAlias = Union[SimCLRModel, "MaskedAutoencoder"]
@@ -83,7 +86,7 @@ def save(folder: Path, model: nn.Module, description: Description) -> None:
     if rank() > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS)
+    save_file(weights, folder / WEIGHTS, {_DESCRIBED: _described(description.model_dump_json())})
     description = description.model_copy(update={"weights": file_digest(folder / WEIGHTS)})
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1))
 
@@ -92,7 +95,7 @@ def load(folder: Path) -> tuple[Pretrained | Classifier, Description]:
     """Read a network, in evaluation mode on the CPU.
 
     Raises:
-        DataError: the folder holds none, or the weights do not fit the description.
+        DataError: the folder holds none, or the weights and the description do not belong together.
     """
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
@@ -101,6 +104,12 @@ def load(folder: Path) -> tuple[Pretrained | Classifier, Description]:
         description = Description.model_validate_json((folder / DESCRIPTION).read_bytes())
         if description.weights != file_digest(folder / WEIGHTS):
             raise DataError(f"the weights in {folder} are not those that {DESCRIPTION} names; fetch them again")
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            known = (file.metadata() or {}).get(_DESCRIBED)  # there is none in weights of earlier versions
+        if known not in (None, _described((folder / DESCRIPTION).read_text())):
+            raise DataError(
+                f"{DESCRIPTION} in {folder} is not the one that the weights were saved with; fetch both again"
+            )
         with torch.device("cpu" if isinstance(description.network, TimmConfig) else "meta"):
             model = build(description)
         model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
@@ -113,6 +122,11 @@ def load(folder: Path) -> tuple[Pretrained | Classifier, Description]:
         raise DataError(f"the weights in {folder} do not fit their description: {told}") from None
     model.eval()
     return model, description
+
+
+def _described(text: str) -> str:
+    """Return the digest of all that a description says but the digest of the weights, which in turn hold this one."""
+    return digest(canonical_json({name: value for name, value in json.loads(text).items() if name != "weights"}))
 
 
 def load_kept(address: str, name: str, cache: Path) -> tuple[Pretrained, Description]:
