@@ -370,6 +370,8 @@ def test_a_network_of_another_kind_takes_nothing_from_the_one_before() -> None:
     assert vit == ViTConfig(vit="tiny", patch=8)
     deeper = load_config("semi-vit-base-10pct", assignments=["pretrain.network.depth=6"]).pretrain.network
     assert deeper == ViTConfig(vit="base", depth=6)
+    with pytest.raises(ConfigError, match=r"pretrain\.network\.depth: .*48 \(given: 50\)"):  # a ResNet's
+        load_config("semi-vit-base-10pct", assignments=["pretrain.network.depth=50"])
     back = load_config(
         "semi-vit-base-10pct",
         assignments=["pretrain.network={vit: null, depth: 18}", "pretrain.method=simclr", "finetune.drop_path=0",

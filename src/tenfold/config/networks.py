@@ -31,7 +31,7 @@ class ViTConfig(Section):
     pool: Literal["average", "token"] = Field("average", description="features: of the patches' mean, or a class token")
     positions: Literal["learned", "fixed"] = Field("learned", description="fixed: sines and cosines, never trained")
     width: int | None = Field(None, ge=4, description="of the tokens, instead of the size's; heads must divide it")
-    depth: int | None = Field(None, ge=1, le=64, description="blocks, instead of the size's")
+    depth: int | None = Field(None, ge=1, le=48, description="blocks, instead of the size's; 48 are ViT-G's")
     heads: int | None = Field(None, ge=1, description="of the attention, instead of the size's")
 
     @model_validator(mode="after")
