@@ -18,6 +18,7 @@ import psutil
 from tenfold.environment import Environment, allocator
 from tenfold.errors import TenfoldError
 from tenfold.fingerprint import source_digest
+from tenfold.owner import end_with
 from tenfold.pipelines.catalogue import PIPELINES, SEMI_SUPERVISED
 from tenfold.pipelines.cluster import ClusterSettings
 from tenfold.pipelines.stages import Images
@@ -52,6 +53,7 @@ def run_locally(
     """
     from kfp import local
 
+    end_with(environment.owner)  # a run that a command makes does not outlive it
     home = environment.home
     folder = home / "runs" / environment.run_id
     folder.mkdir(parents=True, exist_ok=True)

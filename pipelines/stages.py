@@ -20,9 +20,6 @@ from tenfold.components.shard.component import component as shard_component
 from tenfold.pipelines.cluster import ClusterSettings, Placement, launcher
 from tenfold.trainjob import TrainJobSpec
 
-#: Tasks whose result depends on the outside world, so that a cached one could be stale.
-UNCACHED = ("preflight", "sharding", "list-images", "pack", "shard", "promote", "finish")
-
 
 @dataclass(frozen=True)
 class Images:

@@ -75,8 +75,8 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 def described(folder: Path) -> Description:
-    """Return the description without the digest of the weights."""
-    return load_classifier(folder)[1].model_copy(update={"weights": None})
+    """Return the description without its digests."""
+    return load_classifier(folder)[1].model_copy(update={"weights": None, "checksum": None})
 
 
 def seal(folder: Path, stage: str, **config: Any) -> Path:

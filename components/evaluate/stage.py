@@ -20,6 +20,7 @@ from PIL import Image
 from tenfold.augment.spec import ViewSpec, parse_spec
 from tenfold.components.evaluate.ladder import PROBE_IMAGES, Network, Rung, measure, shippable, trained
 from tenfold.config import EvaluateConfig
+from tenfold.data.decode import CHECKED
 from tenfold.data.manifest import Dataset, open_dataset
 from tenfold.data.reader import SplitReader
 from tenfold.evaluation.choice import Candidate, Choice, choose, divide, scaled, temperature
@@ -207,15 +208,18 @@ def _made_by(network: Network) -> dict[str, Any] | None:
 
 
 def test_split_name(dataset: Dataset, spec: ViewSpec, selection: float) -> str:
-    """Return what must be equal for two models' test results to be comparable: images, labels and view."""
-    shards = [shard.sha256 for shard in dataset.manifest.splits["test"].shards]
+    """Return what must be equal for two models' test results to be comparable: images, labels and view.
+
+    Images that were packed anew count as others.
+    """
+    shards = [[shard.sha256, *shard.dropped] for shard in dataset.manifest.splits["test"].shards]
     view = spec.evaluation and spec.evaluation.model_dump(exclude_none=True)
     return digest(json.dumps([shards, dataset.manifest.classes, view, *([selection] if selection else [])]))
 
 
 def _latency(student: Path, reader: SplitReader) -> float:
     """Return the median milliseconds from an encoded image to its class, one at a time, on this processor."""
-    predictor, took = Predictor(student), []
+    predictor, took = Predictor(student, CHECKED), []
     images = [reader.image(number % len(reader)).tobytes() for number in range(_TIMED)]
     for image in [images[0], *images]:
         start = time.perf_counter()

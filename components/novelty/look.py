@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.contents import contents, numbered
+from tenfold.data.decode import CHECKED
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import DataError
@@ -39,7 +40,7 @@ def look(champion: str, dataset: Dataset, known: Dataset, least: float, work: Wo
     if min(len(fresh), known.manifest.splits["unlabelled"].count) < FEWEST:
         return None
     with tempfile.TemporaryDirectory() as scratch:
-        predictor = Predictor(Registry(work.environment, model).download(version, Path(scratch)))
+        predictor = Predictor(Registry(work.environment, model).download(version, Path(scratch)), CHECKED)
     kind, new = predictor.description.evaluation.pixels, SplitReader(dataset, "unlabelled", work.cache)
     if new.pixels != (kind and kind.stored):
         raise DataError("the champion takes images of other channels or bits than the data set's")

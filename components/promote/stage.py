@@ -92,21 +92,25 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
     results.keep(measured, weights)
     lineage, trained = read_lineage(inputs.student), evaluation["served"]["made_by"]
     registry = Registry(work.environment, config.model)
+    judged = {TEST_SPLIT_TAG: measured.test_split, "tenfold.top1": f"{measured.top1:.6f}",
+              "tenfold.dataset": evaluation["dataset"]}  # fmt: skip
     version = registry.by_weights(weights) or registry.register(
         inputs.student, _example(inputs.student), weights, work.tracker.run_id,
         {
-            "tenfold.fingerprint": lineage["fingerprint"], "tenfold.dataset": evaluation["dataset"],
+            **judged, "tenfold.fingerprint": lineage["fingerprint"],
             "tenfold.code": lineage["code"], "tenfold.run_id": work.environment.run_id,
             "tenfold.mlflow_run": _mlflow_run(lineage, work.environment), "tenfold.view": measured.view,
             "tenfold.trained_by": _mlflow_run(trained, work.environment) if trained else "",
-            "tenfold.rung": evaluation["served"]["id"], TEST_SPLIT_TAG: measured.test_split,
-            "tenfold.top1": f"{measured.top1:.6f}", "tenfold.labels": str(evaluation["counts"]["labelled"]),
+            "tenfold.rung": evaluation["served"]["id"], "tenfold.labels": str(evaluation["counts"]["labelled"]),
         },
     )  # fmt: skip
-    registry.tag(version.version, GATE_TAG, canonical_json(config.model_dump()))
+    # of this run, also where an earlier one registered the same weights
+    for tag, value in {GATE_TAG: canonical_json(config.model_dump()), **judged}.items():
+        registry.tag(version.version, tag, value)
     card = model_card(evaluation, config.model, version.version, config.intended_use)
     registry.describe(version.version, card)
-    asked = judge(results, version, measured, config)
+    ledger = Ledger(work.store, config.model, work.environment.run_id)
+    asked = judge(results, ledger, version, measured, config)
 
     def keep() -> None:
         registry.tag(version.version, ENCODER_TAG, keep_encoder(inputs.encoder, work.store))
@@ -119,7 +123,6 @@ def run(config: PromoteConfig, inputs: Inputs, outputs: Outputs, work: Work) -> 
         command = f"tenfold approve {version.version} --model {config.model}"
         return Decision([*found.checks, Check("approval", False, f"it passed, and waits for `{command}`")])
 
-    ledger = Ledger(work.store, config.model, work.environment.run_id)
     outcome = promote(registry, ledger, version, decision_of, keep, work.reporter.note)
     decision, champion = outcome.decision, outcome.champion
     waits = any(check.name == "approval" for check in decision.checks)

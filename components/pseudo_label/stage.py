@@ -146,8 +146,8 @@ def _write(folder: Path, reader: SplitReader, probabilities: NDArray[np.float64]
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
     for shard in reader.shards:
-        part = probabilities[start : start + shard.count].astype(np.float32)
+        part = probabilities[start : start + shard.kept].astype(np.float32)
         save_file({"probabilities": np.ascontiguousarray(part)}, folder / f"{shard.sha256}.safetensors")
-        start += shard.count
+        start += shard.kept
     index = {"dataset": digest, "classes": reader.classes, "shards": [s.sha256 for s in reader.shards]}
     (folder / "index.json").write_text(json.dumps(index, indent=1))

@@ -33,7 +33,7 @@ def fingerprint(stage: str, config: str, inputs: Mapping[str, str | None], code:
         stage: the task's name.
         config: its canonical configuration string.
         inputs: name → content identity of each input (a dataset's digest, a model's fingerprint).
-        code: digest of the source (locally) or of the image (on a cluster).
+        code: digest of tenfold's source.
     """
     return digest(canonical_json({"stage": stage, "config": config, "inputs": dict(inputs), "code": code}))
 

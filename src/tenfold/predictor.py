@@ -63,14 +63,20 @@ class Prediction:
 class Predictor:
     """A classifier with its own decoding and evaluation view."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_pixels: int = MAX_PIXELS) -> None:
         """Load the classifier in ``folder``.
+
+        Args:
+            folder: with its weights and its description.
+            max_pixels: images that are larger by their header are refused; ``data.decode.CHECKED`` where the images
+                are a data set's.
 
         Raises:
             DataError: there is none, it is damaged, or images are not made into views here as they were where it was
                 measured.
         """
         self._model, self.description = load_classifier(folder)
+        self._max_pixels = max_pixels
         known = self.description.probe
         if known is not None and not _agree(known, probe(self.description)):
             raise DataError(
@@ -107,7 +113,7 @@ class Predictor:
 
     def _views(self, images: Sequence[bytes]) -> torch.Tensor:
         side, view = self.description.image_size, self.description.evaluation
-        return evaluation_views(images, view, side, torch.get_num_threads(), MAX_PIXELS)
+        return evaluation_views(images, view, side, torch.get_num_threads(), self._max_pixels)
 
 
 def _agree(known: list[float], found: list[float]) -> bool:

@@ -26,6 +26,27 @@ def made(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make_chain(tmp_path_factory.mktemp("stages"), digits)
 
 
+def test_a_run_that_a_command_made_ends_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the same command, given again, would start a second run of the same name beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TENFOLD_HOME", str(tmp_path / "home"))
+    program = [sys.executable, "-c", "from tenfold.cli import main; main()"]
+    with (tmp_path / "told").open("w") as told:
+        curve = subprocess.Popen([*program, "label-curve", "--budgets", "1,2"], stdout=told, stderr=told)
+    found: list[psutil.Process] = []
+    end = time.monotonic() + 120
+    while len(found) < 2 and time.monotonic() < end and curve.poll() is None:  # the run, and its first task
+        found = psutil.Process(curve.pid).children(recursive=True)
+        time.sleep(0.2)
+    assert len(found) >= 2, (tmp_path / "told").read_text()
+    curve.terminate()
+    curve.wait(30)
+    _, alive = psutil.wait_procs(found, timeout=30)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
 # --- F3 --------------------------------------------------------------------------------------------------
 
 #: Runs what its arguments say, passes no signal on, and waits.

@@ -39,7 +39,7 @@ from tenfold.models.heads import Classifier
 from tenfold.models.saved import build, save
 from tenfold.predictor import Predictor
 from tenfold.progress import Reporter
-from tenfold.registry import CHALLENGER, CHAMPION, Desk, Registry
+from tenfold.registry import CHALLENGER, CHAMPION, Desk, Registry, promotion
 from tenfold.storage import open_store
 from tenfold.tracking import QueuedTracker, parent_run, task_run
 from tenfold.work import Work
@@ -375,6 +375,45 @@ def test_promoting_follows_the_comparison_on_equal_test_images(
     better = promoted(3, 19)
     assert (better.alias, better.version) == (CHAMPION, "3")
     assert aliases(client, tmp_path.name) == {CHAMPION: "3", CHALLENGER: "5"}
+
+
+def test_what_a_person_took_back_does_not_come_again_by_itself(
+    promoted: Callable[..., promote.Verdict], client: MlflowClient, tmp_path: Path
+) -> None:
+    promoted(1, 12)
+    assert promoted(2, 19).alias == CHAMPION
+    desk = Desk(Environment.read(), tmp_path.name, "a person", lambda text: None)
+    desk.rollback(None, "wrong at night")
+    again = promoted(2, 19)
+    assert (again.alias, again.version) == (CHALLENGER, "2")
+    assert "was taken back (wrong at night); `tenfold promote 2 --because" in again.reasons[0]
+    assert not desk.promote("2", None).decision.promote, "nor for a person who gives no reason"
+    assert aliases(client, tmp_path.name)[CHAMPION] == "1"
+    assert promoted(3, 19).alias == CHAMPION, "another student with as many right"
+    assert desk.promote("2", "nights are lit now").decision.promote
+    assert promoted(2, 19).alias == CHAMPION, "it is champion, and was not taken back since"
+
+
+def test_what_a_person_took_back_by_the_alias_does_not_come_again_either(
+    promoted: Callable[..., promote.Verdict], client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "PAUSE", 0.05)
+    promoted(1, 12)
+    promoted(2, 19)
+    client.set_registered_model_alias(tmp_path.name, CHAMPION, "1")
+    again = promoted(2, 19)
+    assert again.alias == CHALLENGER
+    assert "was taken back (somebody set the alias champion to version 1)" in again.reasons[0]
+    assert aliases(client, tmp_path.name)[CHAMPION] == "1"
+
+
+def test_a_student_that_is_measured_anew_is_judged_by_that_from_then_on(
+    promoted: Callable[..., promote.Verdict], client: MlflowClient, tmp_path: Path
+) -> None:
+    promoted(1, 12)
+    assert promoted(1, 14, test_split="t" * 64).version == "1"
+    tags = client.get_model_version(tmp_path.name, "1").tags
+    assert (tags["tenfold.test_split"], float(tags["tenfold.top1"])) == ("t" * 64, 0.7)
 
 
 def test_with_approval_who_passes_waits_with_its_encoder_until_a_person_approves(

@@ -363,6 +363,14 @@ def test_semi_vit_s_presets_have_the_official_values(
     assert whole.augment.pretrain == "masked"
 
 
+def test_two_lengths_at_once_are_refused_and_a_later_layer_s_ends_an_earlier_one_s(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give one of steps and epochs"):
+        load_config("digits", assignments=["distill.epochs=5", "distill.steps=7"])
+    (tmp_path / "run.yaml").write_text("preset: digits\ndistill: {epochs: 5}\n")
+    distill = load_config(file=tmp_path / "run.yaml", assignments=["distill.steps=7"]).distill
+    assert (distill.steps, distill.epochs) == (7, None)
+
+
 def test_a_network_of_another_kind_takes_nothing_from_the_one_before() -> None:
     vit = load_config("digits", assignments=[
         "distill.network.vit=tiny", "distill.network.patch=8", "distill.init=scratch",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +86,26 @@ def test_what_is_drawn_is_drawn_by_the_seed_from_a_few_shards(digits: Dataset, m
     counts = [shard.kept for shard in reader.shards]
     assert len(counts) > 1
     assert len(list(draw(reader, 3))) in counts
+
+
+def test_of_many_small_shards_as_many_are_drawn_from_as_it_takes_for_a_hundred_images() -> None:
+    """As a source that grew has them: two new images in each of fifty additions."""
+    sizes = [60, *[2] * 100]
+    reader: Any = SimpleNamespace(shards=[SimpleNamespace(kept=size) for size in sizes], image=Picture)
+    drawn = [int(data) for data in draw(reader, 0, np.arange(60, 260))]
+    assert len(drawn) == len(set(drawn)) == 100
+    assert min(drawn) >= 60
+    assert len(list(draw(reader, 0, np.arange(60, 84)))) == 24, "all of them, where there are fewer"
+
+
+class Picture:
+    """An image whose bytes are its number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def tobytes(self) -> bytes:
+        return str(self.number).encode()
 
 
 @pytest.fixture

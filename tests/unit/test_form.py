@@ -15,6 +15,7 @@ from PIL import Image
 
 from tenfold.components.preflight.component import preflight, retrain_preflight
 from tenfold.components.preflight.stage import FORM, RETRAIN_FORM, TEXTS, Request
+from tenfold.errors import ConfigError
 from tenfold.pipelines.compile import compile_pipeline
 
 #: What is typed into each field, and what the configuration then holds; no two are alike, and no preset has them.
@@ -123,6 +124,22 @@ def test_text_is_taken_as_it_was_typed(typed: str) -> None:
 
 def test_fields_of_text_are_those_whose_places_hold_text() -> None:
     assert {place for field, place in PLACES.items() if isinstance(TYPED[field][1], str)} == TEXTS
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"labels_per_class": "5", "labels_fraction": "0.1"}, {"labels_fraction": "0.1", "labels_file": "labels.csv"},
+     {"labels_per_class": "5", "labels_file": "labels.csv"}],
+)  # fmt: skip
+def test_two_ways_to_choose_labels_are_refused_and_none_is_dropped_in_silence(given: dict[str, str]) -> None:
+    values = {"preset": "digits", "overrides": "", **dict.fromkeys(FORM, ""), **given}
+    with pytest.raises(ConfigError, match="give one of per_class, fraction and file"):
+        Request.of(FORM, values).load()
+    (last, value) = list(given.items())[-1]
+    alone = {**values, **dict.fromkeys(given, ""), last: value, "overrides": "data: {labels: {per_class: 3}}"}
+    labels = Request.of(FORM, alone).load().data.labels
+    assert labels.per_class is None, "the form ends what the overrides chose"
+    assert str(getattr(labels, PLACES[last].rpartition(".")[2])) == value
 
 
 def test_blanks_around_a_field_are_dropped_and_a_blank_field_is_as_in_the_preset() -> None:

@@ -18,7 +18,7 @@ from tenfold.augment.evaluation import evaluation_views
 from tenfold.augment.spec import ViewSpec
 from tenfold.cli.app import app
 from tenfold.config import Description, EvalViewConfig, PixelsConfig, ResNetConfig
-from tenfold.data.decode import encode_png
+from tenfold.data.decode import CHECKED, encode_png
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import BadImageError, ConfigError, DataError
@@ -100,6 +100,16 @@ def test_a_jpeg_and_a_grey_png_are_read_too(student: Path) -> None:
     a, b = Predictor(student)([buffer.getvalue(), grey])
     assert a.label == b.label
     assert a.probability == pytest.approx(b.probability, abs=0.01)
+
+
+def test_images_from_outside_have_a_limit_and_those_of_a_data_set_none(student: Path) -> None:
+    with pytest.raises(BadImageError, match="more than max_pixels=100"):
+        Predictor(student, 100)([image(0)])
+    large = io.BytesIO()
+    Image.new("1", (8100, 8100)).save(large, format="PNG")
+    with pytest.raises(BadImageError, match="8100 x 8100 pixels"):
+        Predictor(student)([large.getvalue()])
+    assert Predictor(student, CHECKED)([large.getvalue()])[0].label in CLASSES
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>no image</html>", image(0)[:60]])

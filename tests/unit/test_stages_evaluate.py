@@ -192,6 +192,11 @@ def test_two_test_splits_have_one_name_only_if_images_classes_and_view_are_equal
     assert name != evaluate.test_split_name(digits, spec, 0.4), "other images measure"
     cropped = spec.model_copy(update={"evaluation": EvalViewConfig(crop_proportion=0.5)})
     assert evaluate.test_split_name(digits, cropped, 0.5) != name
+    split = digits.manifest.splits["test"]
+    fewer = [shard.model_copy(update={"dropped": [0]}) for shard in split.shards]
+    splits = {**digits.manifest.splits, "test": split.model_copy(update={"shards": fewer})}
+    removed = replace(digits, manifest=digits.manifest.model_copy(update={"splits": splits}))
+    assert evaluate.test_split_name(removed, spec, 0.5) != name, "an image was taken out"
     renamed = digits.manifest.model_copy(update={"classes": digits.manifest.classes[::-1]})
     assert evaluate.test_split_name(replace(digits, manifest=renamed), spec, 0.5) != name
 

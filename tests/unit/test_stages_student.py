@@ -9,22 +9,43 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from chain import SHORT, TINY, Made, described, distill_inputs, history, weights
+from safetensors.numpy import load_file
 
 from tenfold.components.distill import stage as distill
+from tenfold.components.pseudo_label import stage as pseudo_label
 from tenfold.config import (
     DataConfig,
     DistillConfig,
 )
 from tenfold.data.build import build_dataset
 from tenfold.data.manifest import Dataset
+from tenfold.data.reader import SplitReader
 from tenfold.data.sources import open_source
 from tenfold.errors import DataError
 from tenfold.models.saved import load_classifier
 from tenfold.storage import FileStore
 from tenfold.work import Work
+
+
+def test_soft_labels_lie_in_a_file_a_shard_without_the_rows_that_were_dropped(digits: Dataset, tmp_path: Path) -> None:
+    split = digits.manifest.splits["unlabelled"]
+    assert len(split.shards) > 1
+    shards = [shard.model_copy(update={"dropped": [0, 3]}) for shard in split.shards]
+    splits = {**digits.manifest.splits, "unlabelled": split.model_copy(update={"shards": shards})}
+    dataset = replace(digits, manifest=digits.manifest.model_copy(update={"splits": splits}))
+    reader = SplitReader(dataset, "unlabelled")
+    given = np.random.default_rng(0).dirichlet(np.ones(10), len(reader))
+    pseudo_label._write(tmp_path, reader, given, dataset.digest)
+    start = 0
+    for shard in shards:
+        part = load_file(tmp_path / f"{shard.sha256}.safetensors")["probabilities"]
+        np.testing.assert_allclose(part, given[start : start + shard.kept], rtol=1e-6)
+        start += shard.kept
+    assert start == len(given)
 
 
 def test_the_student_has_its_own_network_and_the_data_set_s_classes(made: Made, digits: Dataset) -> None:

@@ -82,7 +82,8 @@ def _run(run_id: str, options: list[str], environment: Environment) -> dict[str,
     store, key = open_store(environment.store), f"runs/{run_id}/result.json"
     if not store.exists(key):
         program = [sys.executable, "-c", "from tenfold.cli import main; main()", "run", *options]
-        done = subprocess.run(program, env={**os.environ, "TENFOLD_RUN_ID": run_id}, check=False)
+        surroundings = {**os.environ, "TENFOLD_RUN_ID": run_id, "TENFOLD_OWNER_PID": str(os.getpid())}
+        done = subprocess.run(program, env=surroundings, check=False)
         if done.returncode:
             raise _StoppedError(done.returncode)
     found: dict[str, Any] = json.loads(store.read(key))["evaluation"]

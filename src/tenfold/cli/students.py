@@ -121,6 +121,7 @@ def drift(
 ) -> None:
     """Compare new images with those that the champion learned from, as the champion sees them."""
     from tenfold.data.contents import contents, numbered
+    from tenfold.data.decode import CHECKED
     from tenfold.data.manifest import open_dataset
     from tenfold.data.reader import SplitReader
     from tenfold.data.sources import TABLES
@@ -139,7 +140,7 @@ def drift(
         raise DataError(f"{new} is a file: name the folder that it lies in, or a table of images")
     with tempfile.TemporaryDirectory() as scratch:
         folder, tags = (student, {}) if student is not None else fetch_student(model, Path(scratch))
-        predictor = Predictor(folder)
+        predictor = Predictor(folder, CHECKED)  # what comes from outside is checked as it is read
     uri = dataset or tags.get("tenfold.dataset", "")
     if not uri:
         raise DataError(f"the registry does not say which data set {model} learned from; name it by --dataset")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
 
 from tenfold.config.networks import ResNetConfig
-from tenfold.config.run import RunConfig
 from tenfold.config.training import TrainConfig
+
+if TYPE_CHECKING:
+    from tenfold.config.run import RunConfig
 
 #: Of pretraining, where nothing is pretrained.
 _OF_TRAINING = (*TrainConfig.model_fields.keys() - {"seed", "deterministic"}, "temperature", "memory", "watch", "keep")
@@ -31,6 +35,28 @@ def idle(config: RunConfig, given: Iterable[str]) -> list[str]:
     return [
         f"{', '.join(paths)} {'has' if len(paths) == 1 else 'have'} no effect: {why}" for why, paths in found.items()
     ]
+
+
+def without_idle(config: RunConfig) -> RunConfig:
+    """Return the run with the default in each place that decides nothing, so that nothing is done again for it.
+
+    Views stay as they are: those of pretraining are shown even where nothing is pretrained.
+    """
+    for place, _ in _idle(config):
+        if not place.startswith("augment."):
+            config = _defaulted(config, place.split("."))
+    return config
+
+
+_Section = TypeVar("_Section", bound=BaseModel)
+
+
+def _defaulted(section: _Section, path: list[str]) -> _Section:
+    """Return a section with the default of its class at ``path``."""
+    name, *below = path
+    field = type(section).model_fields[name]
+    value = _defaulted(getattr(section, name), below) if below else field.get_default(call_default_factory=True)
+    return section.model_copy(update={name: value})
 
 
 def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
@@ -73,6 +99,8 @@ def _idle(config: RunConfig) -> Iterator[tuple[str, str]]:
     for name, network in trained.items():
         optimizer = getattr(config, name).optimizer
         where, why = f"{name}.optimizer", f"{name}.optimizer.name is {optimizer.name}"
+        if optimizer.warmup_epochs is not None:
+            yield f"{where}.warmup", f"{where}.warmup_epochs is set"
         for field in ("momentum",) if optimizer.name == "adamw" else ("betas", "decay_classifier"):
             yield f"{where}.{field}", why
         if not isinstance(network, ResNetConfig):

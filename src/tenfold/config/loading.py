@@ -17,7 +17,7 @@ from tenfold.errors import ConfigError, did_you_mean
 
 
 def compose(
-    preset: str | None, file: Path | None, text: str, assignments: Iterable[str]
+    preset: str | None, file: Path | None, text: str, assignments: Iterable[str], texts: Mapping[str, str] | None = None
 ) -> tuple[str | None, dict[str, Any]]:
     """Put what the user gave on top of each other: file, then YAML text, then single assignments.
 
@@ -26,6 +26,7 @@ def compose(
         file: YAML file; a key ``preset`` in it names what it builds on.
         text: YAML mapping, as a pipeline's ``overrides`` parameter gives it; may name a preset too.
         assignments: ``a.b=c`` strings; the value is read as YAML.
+        texts: values by their path (``a.b``), beside the assignments; taken as they are and not read as YAML.
 
     Returns:
         The preset's name, and the values that change it.
@@ -44,7 +45,10 @@ def compose(
         named = layer.pop("preset", None)
         if named is not None:
             preset = str(named)
-    layers.append(_assigned(assignments))
+    single = _assigned(assignments)
+    for path, value in (texts or {}).items():
+        merge(single, _nested(path, value), turns=False, ends=False)
+    layers.append(single)
     merged: dict[str, Any] = {}
     for layer in layers:
         merge(merged, layer, turns=False)
@@ -65,16 +69,14 @@ def load_config(
         file: as for :func:`compose`.
         text: as for :func:`compose`.
         assignments: as for :func:`compose`.
-        texts: values by their path (``a.b``), on top of all else; taken as they are and not read as YAML.
+        texts: as for :func:`compose`.
 
     Raises:
         ConfigError: names every fault and where it stands.
     """
-    base, values = compose(preset, file, text, assignments)
+    base, values = compose(preset, file, text, assignments, texts)
     merged = load_preset(base) if base else {}
     merge(merged, values)
-    for path, value in (texts or {}).items():
-        merge(merged, _nested(path, value))
     for section in merged.values():
         # A length in one unit replaces the default in the other.
         if isinstance(section, dict) and section.get("steps") is not None:
@@ -137,7 +139,7 @@ def _assigned(assignments: Iterable[str]) -> dict[str, Any]:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
             parsed = value
-        merge(result, _nested(path.strip(), parsed), turns=False)
+        merge(result, _nested(path.strip(), parsed), turns=False, ends=False)
     if faults:
         raise ConfigError("\n".join(faults))
     return result

@@ -99,6 +99,7 @@ class Description(Section):
         probe: pixels of the view of a fixed picture, as they were where the classifier was measured
             (:func:`tenfold.predictor.probe`); None: it was not.
         exported: sha256 of the file that ``torch.export`` made of it; None: there is none.
+        checksum: sha256 of all the above.
     """
 
     kind: Literal["simclr", "mae", "classifier"]
@@ -114,6 +115,7 @@ class Description(Section):
     weights: str | None = None
     probe: list[float] | None = None
     exported: str | None = None
+    checksum: str | None = None
 
     @model_validator(mode="after")
     def _names_each_class_once(self) -> Description:

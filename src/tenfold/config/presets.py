@@ -67,23 +67,24 @@ def _read(name: str, content: dict[str, Any]) -> Iterator[Preset]:
             yield Preset(full, values, About.model_validate({**about, **told}))
 
 
-def merge(base: dict[str, Any], over: Mapping[str, Any], *, turns: bool = True) -> None:
+def merge(base: dict[str, Any], over: Mapping[str, Any], *, turns: bool = True, ends: bool = True) -> None:
     """Lay ``over`` on ``base``, section by section; a choice ends the other one that stood in its place.
 
     So does a network of another kind: the key ``vit`` makes it a transformer, and ``vit: null`` a ResNet again, and
     nothing that was said of the one holds for the other, unless ``turns`` is false: one user's words belong together.
+    With ``ends`` false both choices stay, which is a fault where they were made at once.
     """
     for key, value in over.items():
         if isinstance(value, Mapping):
             held = base.get(key)
             turned = isinstance(held, dict) and "vit" in value and (held.get("vit") is None) != (value["vit"] is None)
             base[key] = held = dict(held) if isinstance(held, dict) and not (turned and turns) else {}
-            merge(held, value, turns=turns)
+            merge(held, value, turns=turns, ends=ends)
             if turns and "vit" in held and held["vit"] is None:  # a ResNet has no such key
                 del held["vit"]
         else:
             base[key] = value
-            if value is None:
+            if value is None or not ends:
                 continue
             for others in (group - {key} for group in _ALTERNATIVES if key in group):
                 for other in others - set(over):  # a later layer's choice ends an earlier layer's other one

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from tenfold.config.augment import AugmentConfig, FeedsConfig
 from tenfold.config.base import Name, Positive, Section, Seed
 from tenfold.config.data import DataConfig
+from tenfold.config.idle import without_idle
 from tenfold.config.networks import Network, ResNetConfig
 from tenfold.config.training import (
     BaselineConfig,
@@ -38,8 +39,9 @@ class EvaluateConfig(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     ship: Literal["cheapest", "student"] = Field(
         "cheapest",
-        description="cheapest: of the ladder's networks no larger than the student, the one that took the least time "
-        "and is no worse than the best by more than the tolerance; student: what was trained last, whatever it reaches",
+        description="cheapest: of the ladder's networks that are not clearly larger than the student, the one that "
+        "took the least time and is no worse than the best by more than the tolerance; student: what was trained last, "
+        "whatever it reaches",
     )
     tolerance: float = Field(0.01, gt=0, lt=1, description="top-1 that may be lost for what is cheaper")
     selection: float = Field(
@@ -130,8 +132,11 @@ class RunConfig(Section):
         """Return the run with what is still open decided.
 
         Each stage's seed is the run's unless set, the baseline's network is the student's, the views feed
-        pretraining's, and they are of the data's pixels.
+        pretraining's, and they are of the data's pixels. What decides nothing is as by default.
         """
+        return without_idle(self)._completed()
+
+    def _completed(self) -> RunConfig:
         update: dict[str, Any] = {}
         for name in STAGES:
             section = getattr(self, SECTIONS[name])
@@ -149,8 +154,7 @@ class RunConfig(Section):
             update["pseudo_label"] = PseudoLabelConfig(enabled=False, seed=0)
         pretrain = update.get("pretrain", self.pretrain)
         if not pretrain.enabled:
-            kept = pretrain.model_dump(include={"method", "network", "head", "mae", "seed"})
-            update["pretrain"] = PretrainConfig.model_validate({"enabled": False, "deterministic": False, **kept})
+            update["pretrain"] = pretrain.model_copy(update={"deterministic": False})
         masks = pretrain.method == "mae"
         views: dict[str, Any] = {"pretrain": "masked" if masks else "contrastive"}
         if pretrain.trains and not masks:  # a masked network sees a part of each view, and is not measured

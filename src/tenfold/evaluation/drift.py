@@ -25,7 +25,7 @@ LEAST = 0.75
 SIGNIFICANCE = 0.01
 #: Images of each side that are looked at, drawn by the seed where there are more.
 IMAGES = 2000
-_SHARDS = 8
+_SHARDS, _ENOUGH = 8, 100
 #: Fewer of either side tell nothing.
 FEWEST = 20
 
@@ -142,7 +142,9 @@ def _halves(counts: tuple[int, int], seed: int) -> NDArray[np.int64]:
 
 
 def draw(reader: SplitReader, seed: int, numbers: NDArray[np.int64] | None = None) -> Iterator[bytes]:
-    """Yield encoded images of a split, drawn by the seed: 2,000 at most, of 8 shards at most.
+    """Yield encoded images of a split, drawn by the seed: 2,000 at most.
+
+    They are of 8 shards, or of as many more as it takes for 100 images: a source that grows has small ones.
 
     Args:
         reader: of the split; shards that nothing is drawn from are not fetched where the split is large.
@@ -151,7 +153,10 @@ def draw(reader: SplitReader, seed: int, numbers: NDArray[np.int64] | None = Non
     """
     rng, among = np.random.default_rng(seed), np.arange(len(reader)) if numbers is None else np.sort(numbers)
     places = np.searchsorted(np.cumsum([shard.kept for shard in reader.shards]), among, side="right")
-    chosen = rng.permutation(np.unique(places))[:_SHARDS]
+    found, counts = np.unique(places, return_counts=True)
+    order = rng.permutation(len(found))
+    enough = int(np.searchsorted(np.cumsum(counts[order]), _ENOUGH)) + 1
+    chosen = found[order[: max(_SHARDS, enough)]]
     among = among[np.isin(places, chosen)]
     if len(among) > IMAGES:
         among = np.sort(rng.choice(among, IMAGES, replace=False))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from tenfold.models.mae import MaskedAutoencoder
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-#: In the weights' metadata: the digest of the description that they were saved with.
-_DESCRIBED = "tenfold.description"
 
 #: What pretraining yields: an encoder, and what it was trained with.
 Pretrained: TypeAlias = Union[SimCLRModel, "MaskedAutoencoder"]
@@ -86,8 +84,9 @@ def save(folder: Path, model: nn.Module, description: Description) -> None:
     if rank() > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS, {_DESCRIBED: _described(description.model_dump_json())})
+    save_file(weights, folder / WEIGHTS)
     description = description.model_copy(update={"weights": file_digest(folder / WEIGHTS)})
+    description = description.model_copy(update={"checksum": _checksum(description.model_dump_json())})
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1))
 
 
@@ -104,12 +103,8 @@ def load(folder: Path) -> tuple[Pretrained | Classifier, Description]:
         description = Description.model_validate_json((folder / DESCRIPTION).read_bytes())
         if description.weights != file_digest(folder / WEIGHTS):
             raise DataError(f"the weights in {folder} are not those that {DESCRIPTION} names; fetch them again")
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            known = (file.metadata() or {}).get(_DESCRIBED)  # there is none in weights of earlier versions
-        if known not in (None, _described((folder / DESCRIPTION).read_text())):
-            raise DataError(
-                f"{DESCRIPTION} in {folder} is not the one that the weights were saved with; fetch both again"
-            )
+        if description.checksum not in (None, _checksum((folder / DESCRIPTION).read_text())):  # None: of an old version
+            raise DataError(f"{DESCRIPTION} in {folder} was changed after it was written; fetch it again")
         with torch.device("cpu" if isinstance(description.network, TimmConfig) else "meta"):
             model = build(description)
         model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
@@ -124,9 +119,9 @@ def load(folder: Path) -> tuple[Pretrained | Classifier, Description]:
     return model, description
 
 
-def _described(text: str) -> str:
-    """Return the digest of all that a description says but the digest of the weights, which in turn hold this one."""
-    return digest(canonical_json({name: value for name, value in json.loads(text).items() if name != "weights"}))
+def _checksum(text: str) -> str:
+    """Return the digest of all that a description says but this one, whatever the order and the layout."""
+    return digest(canonical_json({name: value for name, value in json.loads(text).items() if name != "checksum"}))
 
 
 def load_kept(address: str, name: str, cache: Path) -> tuple[Pretrained, Description]:

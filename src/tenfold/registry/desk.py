@@ -148,7 +148,7 @@ class Desk:
             raise DataError(
                 f"the tag {GATE_TAG} of version {challenger.version} is no gate: {first_fault(error.errors())}"
             ) from None
-        return judge(self._results, challenger, measured, gate)
+        return judge(self._results, self._ledger, challenger, measured, gate)
 
     def _carry_out(self, challenger: Registered, decide: Judge, by: By, dry_run: bool) -> Outcome:
         if dry_run:

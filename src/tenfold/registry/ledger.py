@@ -97,6 +97,22 @@ class Ledger:
         numbers = self._numbers()
         return self._read(numbers[-1]) if numbers else None
 
+    def taken_back(self, version: str) -> Entry | None:
+        """Return the entry by which a person took a version back that was champion; None: nobody did.
+
+        It is forgotten once the version is champion again.
+
+        Raises:
+            StorageError: one of the entries cannot be read.
+        """
+        found = None
+        for entry in self.entries():
+            if entry.version == version:
+                found = None
+            elif entry.before == version and entry.by in {"rollback", "hand"}:
+                found = entry
+        return found
+
     def append(
         self, last: Entry | None, version: str | None, by: By, reasons: list[str], who: str = ""
     ) -> Entry | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from tenfold.config import PromoteConfig
 from tenfold.evaluation.measured import Measured, parse_measured
 from tenfold.registry.decision import Check, Decision, decide
+from tenfold.registry.ledger import Ledger
 from tenfold.registry.models import Registered
 from tenfold.storage import Store
 
@@ -50,15 +51,25 @@ class Results:
 
 
 def judge(
-    results: Results, challenger: Registered, measured: Measured, gate: PromoteConfig
+    results: Results, ledger: Ledger, challenger: Registered, measured: Measured, gate: PromoteConfig
 ) -> Callable[[Registered | None], Decision]:
-    """Return what decides about a challenger, against whoever is champion when it is asked."""
+    """Return what decides about a challenger, against whoever is champion when it is asked.
+
+    A version that a person took back would win again by the numbers that made it champion, so it never passes.
+    """
 
     def decision(champion: Registered | None) -> Decision:
         if champion is not None and champion.version == challenger.version:
             return Decision([Check("champion", True, "this very student is the champion already")])
         known = results.of(measured.test_split, champion.weights) if champion is not None else None
         found = decide(measured, known, gate, exists=champion is not None)
+        back = ledger.taken_back(challenger.version)
+        if back is not None:
+            told = (
+                f"this version was champion and was taken back ({back.reasons[0]}); `tenfold promote "
+                f"{challenger.version} --because …` makes it champion all the same"
+            )
+            found = Decision([Check("taken back", False, told), *found.checks])
         uses = results.uses(measured.test_split)
         if uses <= WORN:
             return found
