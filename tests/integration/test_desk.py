@@ -91,7 +91,8 @@ def test_a_person_asks_the_gate_and_only_who_passes_becomes_champion(place: Plac
     first, worse, better = place.version(70), place.version(60), place.version(90)
     told = place("promote", first, "--dry-run")
     assert told.exit_code == 0
-    assert "would be champion" in told.output
+    assert f"version {first}: would be champion; now: none" in told.output
+    assert "no encoder was kept of this version" in told.output
     assert (place.champion, place.entries()) == (None, []), "nothing is changed by looking"
     assert place("promote", first).exit_code == 0
     assert place.champion == first
@@ -103,6 +104,7 @@ def test_a_person_asks_the_gate_and_only_who_passes_becomes_champion(place: Plac
     assert [(entry.version, entry.by) for entry in place.entries()] == [(first, "promotion"), (better, "promotion")]
     assert all(entry.who for entry in place.entries())
     assert "was champion already" in place("promote", better).output
+    assert "was champion already" in place("promote", better, "--dry-run").output
     assert len(place.entries()) == 2
 
 
@@ -136,6 +138,9 @@ def test_what_is_not_there_or_was_never_measured_is_named(place: Place) -> None:
     assert isinstance(place.refused("approve"), DataError)
     assert "waits for no approval" in str(place.refused("approve", made))
     assert "had no champion before now" in str(place.refused("rollback", "--because", "x"))
+    assert "had no champion yet" in place("history").output
+    unknown = CliRunner().invoke(app, ["history", "--model", f"{place.name}-nope"]).exception
+    assert f"no model '{place.name}-nope' is registered" in str(unknown)
 
 
 def test_who_waits_for_approval_must_still_be_better_when_it_is_given(place: Place) -> None:
@@ -162,7 +167,8 @@ def test_going_back_leads_to_the_champion_before_and_further_to_the_one_before_t
     versions = [place.version(right) for right in (50, 70, 90)]
     for version in versions:
         place("promote", version)
-    assert "would be champion" in place("rollback", "--because", "slow at night", "--dry-run").output
+    told = place("rollback", "--because", "slow at night", "--dry-run").output
+    assert f"version {versions[1]}: would be champion; now: version {versions[2]}" in told
     assert place.champion == versions[2]
     assert place("rollback", "--because", "slow at night").exit_code == 0
     assert place.champion == versions[1]

@@ -16,6 +16,8 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from tenfold.augment.spec import ViewSpec
+from tenfold.cli.options import errors
+from tenfold.cli.students import fetch_student
 from tenfold.components.promote import stage as promote
 from tenfold.config import (
     BaselineConfig,
@@ -417,9 +419,13 @@ def test_a_student_that_is_measured_anew_is_judged_by_that_from_then_on(
 
 
 def test_with_approval_who_passes_waits_with_its_encoder_until_a_person_approves(
-    promoted: Callable[..., promote.Verdict], client: MlflowClient, tmp_path: Path
-) -> None:
+    promoted: Callable[..., promote.Verdict], client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     waiting = promoted(1, 12, approval=True)
+    monkeypatch.setattr(errors, "file", None)  # where output goes now
+    fetch_student(tmp_path.name, tmp_path / "fetched")
+    assert "version 1, the challenger: there is no champion" in "".join(capsys.readouterr())
     assert (waiting.alias, waiting.version) == (CHALLENGER, "1")
     assert waiting.reasons[0] == f"it passed, and waits for `tenfold approve 1 --model {tmp_path.name}`"
     tags = client.get_model_version(tmp_path.name, "1").tags

@@ -130,6 +130,7 @@ def test_a_file_name_that_is_no_utf8_is_refused_by_name(tmp_path: Path) -> None:
     [
         ("file,label\n", r"list\.csv has no column 'path' \(columns: file, label\)"),
         ("", r"no column 'path' \(columns: none\)"),
+        ("path,label,cluster\n", r"unknown column 'cluster'; known are path, label, split and group"),
         ("path,lable\n", r"unknown column 'lable'; did you mean 'label'\?"),
         ("path,split\na/1.jpg,train\na/2.jpg,valid\n", r"line 3: split 'valid' is not train, test or unlabelled"),
         ("path\na/1.jpg\na/1.jpg\n", "names an image twice"),

@@ -17,6 +17,7 @@ from tenfold.cli.app import app
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
 from tenfold.errors import ConfigError, DataError
+from tenfold.evaluation import audit
 from tenfold.evaluation.suggest import doubtful, suggest, typical
 
 Floats = NDArray[np.float64]
@@ -117,3 +118,14 @@ def test_doubts_need_labels_of_two_classes(
     assert way == "typical"
     with pytest.raises(ConfigError, match="two classes at least"):
         suggest(digits, made.encoder, 5, "doubtful", 0, tmp_path)
+
+
+def test_labels_are_audited_where_each_class_has_enough_of_them(
+    made: Made, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "FEWEST", 1)
+    doubts = audit.audit_labels(digits, made.encoder, tmp_path)
+    assert all(doubt.label != doubt.suggestion and doubt.margin > 0 for doubt in doubts)
+    monkeypatch.setattr(audit, "FEWEST", 1000)
+    with pytest.raises(DataError, match="at least 1000 of each class are needed"):
+        audit.audit_labels(digits, made.encoder, tmp_path)

@@ -133,7 +133,7 @@ def suggest_labels(
         print(f"no more than {count(len(suggestions), 'image')} without a label")
     told = "suggestions.csv, label_studio.json and sheet.png"
     print(f"wrote {output}: {count(len(suggestions), f'{way} image')} to label, in {told}")
-    print("put the labels into the table that data.annotations names, and run again")
+    print("fill in the column label, put these rows into your list of labels, and run again with data.labels.file=LIST")
 
 
 def collect_garbage(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -63,7 +65,8 @@ def _conclude(environment: Environment, folder: Path, console: Console, wall: fl
     if "stopped" in result:
         summary_of_stop(result, console, wall, {"dataset": result["stopped"]["dataset"], **places})
         return
-    command = f"tenfold predict{_model_option(result['verdict'])} IMAGE…"
+    program = "tenfold" if shutil.which("tenfold") else sys.argv[0]  # make calls one that is on no PATH
+    command = f"{program} predict{_model_option(result['verdict'])} IMAGE…"
     summary(result, console, wall, {"dataset": result["evaluation"]["dataset"], **places, "next": command})
 
 

@@ -37,7 +37,7 @@ def promote(
     dry_run: DryRun = False,
 ) -> None:
     """Make a version champion if it passes the gate of its run, or past the gate for a reason."""
-    _show(_desk(model).promote(version, because, dry_run=dry_run), version, model, dry_run)
+    _show(_desk(model).promote(version, because, dry_run=dry_run), model, dry_run)
 
 
 def approve(
@@ -46,7 +46,7 @@ def approve(
     dry_run: DryRun = False,
 ) -> None:
     """Make a version champion that passed the gate and waits for approval (promote.approval)."""
-    _show(_desk(model).approve(version, dry_run=dry_run), version or "the challenger", model, dry_run)
+    _show(_desk(model).approve(version, dry_run=dry_run), model, dry_run)
 
 
 def rollback(
@@ -56,7 +56,7 @@ def rollback(
     dry_run: DryRun = False,
 ) -> None:
     """Make an earlier champion champion again."""
-    _show(_desk(model).rollback(to, because, dry_run=dry_run), to or "the champion before", model, dry_run)
+    _show(_desk(model).rollback(to, because, dry_run=dry_run), model, dry_run)
 
 
 def history(
@@ -101,16 +101,18 @@ def _user() -> str:
         return "unknown"
 
 
-def _show(outcome: Outcome, version: str, model: str, dry_run: bool) -> None:
+def _show(outcome: Outcome, model: str, dry_run: bool) -> None:
     for check in outcome.decision.checks:
         tell(f"{'passed' if check.passed else 'failed'}  {check.told}")
+    subject = f"{model} version {outcome.version}"
     held = f"version {outcome.champion.version}" if outcome.champion is not None else "none"
-    if outcome.decision.promote:
-        done = "would be champion" if dry_run else "is champion" if outcome.entry else "was champion already"
-        tell(f"{model} {version}: {done}" + (f"; before: {held}" if done != "was champion already" else ""))
-        return
-    tell(f"{model} {version}: not promoted; champion: {held}")
-    raise typer.Exit(1)
+    if outcome.decision.promote and outcome.champion is not None and outcome.champion.version == outcome.version:
+        tell(f"{subject}: was champion already")
+    elif outcome.decision.promote:
+        tell(f"{subject}: would be champion; now: {held}" if dry_run else f"{subject}: is champion; before: {held}")
+    else:
+        tell(f"{subject}: not promoted; champion: {held}")
+        raise typer.Exit(1)
 
 
 def _moment(text: str) -> datetime:

@@ -18,7 +18,7 @@ import typer
 from tenfold.cli.local_run import DEFAULT_MODEL
 from tenfold.cli.options import errors
 from tenfold.environment import Environment
-from tenfold.errors import BadImageError, ConfigError, DataError, TenfoldError
+from tenfold.errors import BadImageError, ConfigError, DataError, TenfoldError, redact
 from tenfold.progress import count
 
 if TYPE_CHECKING:  # torch takes its time to load
@@ -85,21 +85,22 @@ def fetch_student(model: str, folder: Path) -> tuple[Path, Mapping[str, str]]:
     name, separator, which = model.partition("@") if "@" in model else model.partition("/")
     environment = Environment.read()
     missing = (
-        f"no model '{name}' is registered; `tenfold run` registers one under promote.model: give --model that name, or "
-        "--student FOLDER"
+        f"no model '{name}' is registered in {redact(environment.tracking_uri)} (MLFLOW_TRACKING_URI, TENFOLD_HOME); "
+        "`tenfold run` registers one under promote.model: give --model that name, or --student FOLDER"
     )
     if environment.tracking_uri.startswith("sqlite:///") and not Path(environment.tracking_uri[10:]).is_file():
         raise DataError(missing)  # MLflow would make an empty one
     registry = Registry(environment, name)
-    if not separator:
-        held = registry.by_alias(CHAMPION) or registry.by_alias(CHALLENGER)
-    else:
+    waits = ""
+    if not separator and (held := registry.by_alias(CHAMPION)) is None:
+        held, waits = registry.by_alias(CHALLENGER), ", the challenger: there is no champion"
+    elif separator:
         held = registry.by_version(which) if is_version(which) else registry.by_alias(which)
     if held is None:
         wanted = f"version {which}" if is_version(which) else f"alias '{which}'"
         raise DataError(f"'{name}' has no {wanted}; MLflow's registry lists what it has" if separator else missing)
     which = which or held.version
-    errors.print(f"{name}, {'version ' if is_version(which) else ''}{which}", style="dim", highlight=False)
+    errors.print(f"{name}, {'version ' if is_version(which) else ''}{which}{waits}", style="dim", highlight=False)
     return registry.download(which, folder), held.tags
 
 

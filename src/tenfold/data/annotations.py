@@ -86,6 +86,8 @@ class Table:
     def of(cls, source: Source, name: str) -> Table:
         """Open the annotations file ``name`` in ``source``."""
         where = f"{source.uri}/{name}"
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DataError(f"data.annotations is a file in the source, by its path from {source.uri}: not {name}")
         try:
             return cls(read_lines(source.read(name), name, where), where)
         except KeyError:

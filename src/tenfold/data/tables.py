@@ -55,7 +55,8 @@ def read_lines(data: bytes, name: str, where: str) -> Iterator[Line]:
         )
     if unknown:
         raise DataError(
-            f"{where}: unknown column '{unknown[0]}'{did_you_mean(unknown[0], ['label', 'split', 'group'])}"
+            f"{where}: unknown column '{unknown[0]}'"
+            f"{did_you_mean(unknown[0], ['label', 'split', 'group']) or '; known are path, label, split and group'}"
         )
     for number, row in rows:
         split = (row.get("split") or "").strip().lower() or None

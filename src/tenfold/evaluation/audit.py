@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from tenfold.data.manifest import Dataset
 from tenfold.data.reader import SplitReader
+from tenfold.errors import DataError
 from tenfold.evaluation.inference import infer, view_of
 from tenfold.evaluation.probes import leave_one_out
 from tenfold.models.saved import load
+
+#: Of the rarest class. With fewer, one image's word would stand against the label's.
+FEWEST = 5
 
 
 class Doubt(NamedTuple):
@@ -46,10 +50,16 @@ def audit_labels(dataset: Dataset, encoder: Path, cache: Path) -> list[Doubt]:
     """Return the doubtful labels of a data set, by the features of a pretrained encoder or a classifier's.
 
     Raises:
-        DataError: the folder holds no network, or one of other images.
+        DataError: the folder holds no network, or one of other images, or a class has fewer than 5 labels.
     """
-    model, description = load(encoder)
     reader = SplitReader(dataset, "labelled", cache)
+    rarest = np.bincount(reader.labels(), minlength=len(reader.classes)).argmin()
+    if (held := int(np.count_nonzero(reader.labels() == rarest))) < FEWEST:
+        raise DataError(
+            f"class '{reader.classes[rarest]}' has {held} labelled images, too few for others to contradict a label: "
+            f"at least {FEWEST} of each class are needed"
+        )
+    model, description = load(encoder)
     spec = view_of(description, reader, f"the network in {encoder}")
     found = infer({"f": model.encoder}, reader, spec, list(range(len(reader))), torch.device("cpu"))["f"]
     names = reader.classes

@@ -118,8 +118,14 @@ class Desk:
         return self._carry_out(earlier, decision, "rollback", dry_run)
 
     def history(self, until: datetime | None = None) -> list[Entry]:
-        """Return the ledger's entries in order, those until a moment alone where one is given."""
+        """Return the ledger's entries in order, those until a moment alone where one is given.
+
+        Raises:
+            DataError: there is no such model.
+        """
         entries = self._ledger.entries()
+        if not entries and not self._registry.exists():
+            raise DataError(f"no model '{self._model}' is registered")
         return [entry for entry in entries if until is None or datetime.fromisoformat(entry.time) <= until]
 
     def _version(self, version: str) -> Registered:
@@ -153,13 +159,20 @@ class Desk:
     def _carry_out(self, challenger: Registered, decide: Judge, by: By, dry_run: bool) -> Outcome:
         if dry_run:
             champion = self._registry.by_alias(CHAMPION)
-            return Outcome(decide(champion), champion, None)
+            outcome = Outcome(challenger.version, decide(champion), champion, None)
+            if outcome.decision.promote and (champion is None or champion.version != challenger.version):
+                self._tell_of_encoder(challenger)
+            return outcome
         outcome = promote(self._registry, self._ledger, challenger, decide, lambda: None, self._tell, by, self._who)
         if outcome.decision.promote:
             self._registry.unpoint(CHALLENGER, challenger.version)
-            if outcome.entry is not None and not challenger.tags.get(ENCODER_TAG):
-                self._tell("no encoder was kept of this version, so a retraining will start from scratch")
+            if outcome.entry is not None:
+                self._tell_of_encoder(challenger)
         return outcome
+
+    def _tell_of_encoder(self, challenger: Registered) -> None:
+        if not challenger.tags.get(ENCODER_TAG):
+            self._tell("no encoder was kept of this version, so a retraining will start from scratch")
 
 
 def succession(entries: Sequence[Entry]) -> list[str]:

@@ -66,7 +66,7 @@ class Registry:
 
     def by_alias(self, alias: str) -> Registered | None:
         """Return the version that holds ``alias``; None if none does."""
-        if not self._exists():
+        if not self.exists():
             return None
         aliases = self._call("reading", self._client.get_registered_model, self.name).aliases
         if alias not in aliases:
@@ -85,7 +85,8 @@ class Registry:
         found = self._call("searching", self._client.search_model_versions, condition)
         return self._registered(found[0]) if found else None
 
-    def _exists(self) -> bool:
+    def exists(self) -> bool:
+        """Tell whether the model is registered."""
         found = self._call("searching", self._client.search_registered_models, f"name = '{self.name}'")
         return bool(found)
 

@@ -47,8 +47,9 @@ _ROUNDS = 100
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was decided, against which champion, and the entry that it made; None where nothing changed."""
+    """What was decided of a version, against which champion, and the entry that it made; None where nothing changed."""
 
+    version: str
     decision: Decision
     champion: Registered | None
     entry: Entry | None
@@ -81,11 +82,11 @@ def promote(
         if decision.promote:
             prepare()
         if not decision.promote or (champion is not None and champion.version == challenger.version):
-            return Outcome(decision, champion, None)
+            return Outcome(challenger.version, decision, champion, None)
         entry = ledger.append(last, challenger.version, by, decision.reasons, who)
         if entry is not None:
             _fulfil(registry, ledger, entry)
-            return Outcome(decision, champion, entry)
+            return Outcome(challenger.version, decision, champion, entry)
         tell("another promotion was first; deciding again, against its champion")
     raise _restless(registry)
 
