@@ -212,7 +212,8 @@ def test_split_name(dataset: Dataset, spec: ViewSpec, selection: float) -> str:
 
     Images that were packed anew count as others.
     """
-    shards = [[shard.sha256, *shard.dropped] for shard in dataset.manifest.splits["test"].shards]
+    shards = [[each.sha256, *each.dropped] if each.dropped else each.sha256
+              for each in dataset.manifest.splits["test"].shards]  # fmt: skip
     view = spec.evaluation and spec.evaluation.model_dump(exclude_none=True)
     return digest(json.dumps([shards, dataset.manifest.classes, view, *([selection] if selection else [])]))
 

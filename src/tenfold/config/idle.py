@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from tenfold.config.run import RunConfig
 
 #: Of pretraining, where nothing is pretrained.
-_OF_TRAINING = (*TrainConfig.model_fields.keys() - {"seed", "deterministic"}, "temperature", "memory", "watch", "keep")
+_OF_TRAINING = (
+    *sorted(TrainConfig.model_fields.keys() - {"seed", "deterministic"}),
+    "temperature",
+    "memory",
+    "watch",
+    "keep",
+)
 
 
 def idle(config: RunConfig, given: Iterable[str]) -> list[str]:
