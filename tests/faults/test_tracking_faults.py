@@ -418,7 +418,7 @@ def test_promotion_fails_with_one_clear_line_where_mlflow_is_away(
         folder.mkdir()
         (folder / "lineage.json").write_text(json.dumps({"fingerprint": "f" * 64}))
     (student / "model.safetensors").write_bytes(b"weights")
-    (evaluation / "evaluation.json").write_text('{"served": {"made_by": null}}')
+    (evaluation / "evaluation.json").write_text('{"dataset": "file:///d", "served": {"made_by": null}}')
     predictions = {"test_split": "s" * 64, "view": "v", "classes": ["a"], "truth": [0], "predicted": [0]}
     (evaluation / "predictions.json").write_text(json.dumps(predictions))
     door.shut()
