@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tenfold.registry import (
     promotion,
 )
 from tenfold.registry.desk import succession
+from tenfold.registry.ledger import taken_back
 from tenfold.storage import open_store
 
 SPLIT = "s" * 64
@@ -223,7 +225,33 @@ def test_history_tells_who_was_champion_when_and_why(place: Place) -> None:
 
 
 def entry(number: int, version: str | None, by: Any) -> Entry:
-    return Entry(number=number, model="m", version=version, before=None, by=by, reasons=[], run_id="r", time="t")
+    return Entry(number=number, model="m", version=version, before=None, by=by, reasons=[], run_id="r",
+                 time="2025-11-24T00:00:00+00:00")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("acts", "expected"),
+    [
+        ([("1", "promotion"), ("2", "promotion"), ("1", "rollback")], {"2"}),
+        ([("1", "promotion"), ("2", "promotion"), ("3", "promotion"), ("1", "rollback")], {"2", "3"}),
+        ([("1", "promotion"), ("2", "promotion"), ("1", "override")], {"2"}),
+        ([("1", "promotion"), ("2", "promotion"), ("1", "hand")], {"2"}),
+        ([("1", "promotion"), ("2", "promotion"), ("1", "rollback"), ("2", "rollback")], set()),
+        ([("1", "promotion"), ("2", "promotion"), ("1", "rollback"), ("2", "override")], set()),
+        ([("1", "promotion"), ("2", "promotion"), ("1", "rollback"), ("3", "promotion")], {"2"}),
+        ([("1", "promotion"), ("2", "hand")], set()),
+        ([("1", "promotion"), ("2", "promotion"), (None, "hand")], {"2"}),
+        ([("1", "promotion"), (None, "hand"), ("1", "hand")], set()),
+        ([], set()),
+    ],
+)
+def test_what_was_taken_back_is_what_lies_behind_the_version_that_somebody_went_back_to(
+    acts: list[tuple[str | None, Any]], expected: set[str]
+) -> None:
+    entries = [entry(number, version, by) for number, (version, by) in enumerate(acts, start=1)]
+    assert {version for version in "123" if taken_back(entries, version, 0)} == expected
+    later = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert not any(taken_back(entries, version, later) for version in "123"), "others had these numbers before"
 
 
 def test_the_line_of_champions_leaves_out_those_that_were_gone_back_from() -> None:

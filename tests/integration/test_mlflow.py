@@ -388,7 +388,8 @@ def test_what_a_person_took_back_does_not_come_again_by_itself(
     desk.rollback(None, "wrong at night")
     again = promoted(2, 19)
     assert (again.alias, again.version) == (CHALLENGER, "2")
-    assert "was taken back (wrong at night); `tenfold promote 2 --because" in again.reasons[0]
+    told = f"was taken back (wrong at night); `tenfold promote 2 --model {tmp_path.name} --because …`"
+    assert told in again.reasons[0]
     assert not desk.promote("2", None).decision.promote, "nor for a person who gives no reason"
     assert aliases(client, tmp_path.name)[CHAMPION] == "1"
     assert promoted(3, 19).alias == CHAMPION, "another student with as many right"
@@ -403,6 +404,8 @@ def test_what_a_person_took_back_by_the_alias_does_not_come_again_either(
     promoted(1, 12)
     promoted(2, 19)
     client.set_registered_model_alias(tmp_path.name, CHAMPION, "1")
+    desk = Desk(Environment.read(), tmp_path.name, "a person", lambda text: None)
+    assert not desk.promote("2", None, dry_run=True).decision.promote, "though the ledger does not know of it yet"
     again = promoted(2, 19)
     assert again.alias == CHALLENGER
     assert "was taken back (somebody set the alias champion to version 1)" in again.reasons[0]

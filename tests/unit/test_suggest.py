@@ -125,6 +125,7 @@ def test_labels_are_audited_where_each_class_has_enough_of_them(
 ) -> None:
     monkeypatch.setattr(audit, "FEWEST", 1)
     doubts = audit.audit_labels(digits, made.encoder, tmp_path)
+    assert doubts
     assert all(doubt.label != doubt.suggestion and doubt.margin > 0 for doubt in doubts)
     monkeypatch.setattr(audit, "FEWEST", 1000)
     with pytest.raises(DataError, match="at least 1000 of each class are needed"):

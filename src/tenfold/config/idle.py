@@ -109,11 +109,12 @@ def _idle(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield f"{where}.warmup", f"{where}.warmup_epochs is set"
         for field in ("momentum",) if optimizer.name == "adamw" else ("betas", "decay_classifier"):
             yield f"{where}.{field}", why
-        if not isinstance(network, ResNetConfig):
-            yield f"{name}.batch_norm", "a transformer has no batch norm"
+        headless = pretrain.method == "mae" or (name != "pretrain" and config.finetune.from_head_layer == 0)
+        if not isinstance(network, ResNetConfig) and headless:  # a projection head has batch norm
+            yield f"{name}.batch_norm", "a transformer without a projection head has no batch norm"
     evaluate = config.evaluate
     if evaluate.selection == 0:
-        yield from ((f"evaluate.{name}", "evaluate.selection is 0") for name in ("ship", "tolerance"))
+        yield "evaluate.tolerance", "evaluate.selection is 0"
     elif evaluate.ship == "student":
         yield "evaluate.tolerance", "evaluate.ship is student"
     if config.data.labels.file is not None:

@@ -60,17 +60,17 @@ def decide(challenger: Measured, champion: Measured | None, gate: PromoteConfig,
         return Decision([Check("top-1", False, "the student was measured on no test image"), *checks])
     if not exists:
         return Decision([Check("champion", True, "no version was champion before"), *checks])
-    refusal = _incomparable(challenger, champion)
+    refusal = _incomparable(challenger, champion, gate.model)
     if champion is None or refusal:
         return Decision([Check("test split", False, refusal), *checks])
     return Decision([_better(challenger, champion, gate), *_classes(challenger, champion, gate), *checks])
 
 
-def _incomparable(challenger: Measured, champion: Measured | None) -> str:
+def _incomparable(challenger: Measured, champion: Measured | None, model: str) -> str:
     """Return why the two cannot be compared; empty where they can."""
     cure = (
         "so the two cannot be compared; give the models of another data set a name of their own (promote.model), or "
-        "make a version champion by `tenfold promote VERSION --because …`"
+        f"make a version champion by `tenfold promote VERSION --model {model} --because …`"
     )
     if champion is None:
         return f"the champion was never measured on these test images (or evaluate.selection was another), {cure}"

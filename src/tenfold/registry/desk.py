@@ -159,7 +159,13 @@ class Desk:
     def _carry_out(self, challenger: Registered, decide: Judge, by: By, dry_run: bool) -> Outcome:
         if dry_run:
             champion = self._registry.by_alias(CHAMPION)
-            outcome = Outcome(challenger.version, decide(champion), champion, None)
+            decision, last = decide(champion), self._ledger.last()
+            moved = last is not None and last.version == challenger.version and self._ledger.is_done(last)
+            moved = moved and (champion is None or champion.version != challenger.version)
+            if moved and by in {"promotion", "approval"}:
+                told = f"somebody took the alias {CHAMPION} from this version; --because makes it champion all the same"
+                decision = Decision([Check("taken back", False, told), *decision.checks])
+            outcome = Outcome(challenger.version, decision, champion, None)
             if outcome.decision.promote and (champion is None or champion.version != challenger.version):
                 self._tell_of_encoder(challenger)
             return outcome

@@ -7,6 +7,7 @@ entries are for people. A second object, ``00000001.done``, says that the alias 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -97,22 +98,6 @@ class Ledger:
         numbers = self._numbers()
         return self._read(numbers[-1]) if numbers else None
 
-    def taken_back(self, version: str) -> Entry | None:
-        """Return the entry by which a person took a version back that was champion; None: nobody did.
-
-        It is forgotten once the version is champion again.
-
-        Raises:
-            StorageError: one of the entries cannot be read.
-        """
-        found = None
-        for entry in self.entries():
-            if entry.version == version:
-                found = None
-            elif entry.before == version and entry.by in {"rollback", "hand"}:
-                found = entry
-        return found
-
     def append(
         self, last: Entry | None, version: str | None, by: By, reasons: list[str], who: str = ""
     ) -> Entry | None:
@@ -137,3 +122,32 @@ class Ledger:
         """Record that the alias was set for this entry."""
         if entry.by != "hand":
             self._store.create(self._key(entry.number, "done"), b"done")
+
+
+def taken_back(entries: Sequence[Entry], version: str, created: float) -> Entry | None:
+    """Return the entry by which a person took a version back that was champion; None: nobody did.
+
+    So is a version behind the one that a person went back to, in the line of champions, and one that lost the alias to
+    none. It is forgotten once the version is champion again.
+
+    Args:
+        entries: of the ledger, in order.
+        version: of the model.
+        created: when it was made (Unix time); what was taken back before had its number, in a registry that is gone.
+    """
+    line: list[str] = []
+    back: dict[str, Entry] = {}
+    for entry in entries:
+        gone: list[str] = []
+        if entry.version is None:
+            gone, line = line[-1:], []
+        elif entry.version in line and entry.by in {"rollback", "override", "hand"}:
+            place = line.index(entry.version) + 1
+            gone, line = line[place:], line[:place]
+        elif line[-1:] != [entry.version]:
+            line.append(entry.version)
+        if datetime.fromisoformat(entry.time).timestamp() >= created:
+            back |= dict.fromkeys(gone, entry)
+        if entry.version is not None:
+            back.pop(entry.version, None)
+    return back.get(version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,12 @@ def is_version(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Registered:
-    """A version in the registry: its number, the digest of its weights, and its tags."""
+    """A version in the registry: its number, the digest of its weights, its tags, and when it was made (Unix time)."""
 
     version: str
     weights: str
     tags: Mapping[str, str]
+    created: float = 0.0
 
 
 class Registry:
@@ -62,7 +64,7 @@ class Registry:
 
     def _registered(self, version: Any) -> Registered:
         tags = dict(version.tags or {})
-        return Registered(str(version.version), tags.get(WEIGHTS_TAG, ""), tags)
+        return Registered(str(version.version), tags.get(WEIGHTS_TAG, ""), tags, version.creation_timestamp / 1000)
 
     def by_alias(self, alias: str) -> Registered | None:
         """Return the version that holds ``alias``; None if none does."""
@@ -129,7 +131,7 @@ class Registry:
         version = str(info.registered_model_version)
         for key, value in {**tags, WEIGHTS_TAG: weights}.items():
             self.tag(version, key, value)
-        return Registered(version, weights, dict(tags))
+        return Registered(version, weights, dict(tags), time.time())
 
     def point(self, alias: str, version: str) -> None:
         """Let ``alias`` name ``version``."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from tenfold.config import PromoteConfig
 from tenfold.evaluation.measured import Measured, parse_measured
 from tenfold.registry.decision import Check, Decision, decide
-from tenfold.registry.ledger import Ledger
+from tenfold.registry.ledger import Ledger, taken_back
 from tenfold.registry.models import Registered
 from tenfold.storage import Store
 
@@ -63,11 +63,11 @@ def judge(
             return Decision([Check("champion", True, "this very student is the champion already")])
         known = results.of(measured.test_split, champion.weights) if champion is not None else None
         found = decide(measured, known, gate, exists=champion is not None)
-        back = ledger.taken_back(challenger.version)
+        back = taken_back(ledger.entries(), challenger.version, challenger.created)
         if back is not None:
             told = (
-                f"this version was champion and was taken back ({back.reasons[0]}); `tenfold promote "
-                f"{challenger.version} --because …` makes it champion all the same"
+                f"this version was champion and was taken back ({'; '.join(back.reasons)}); `tenfold promote "
+                f"{challenger.version} --model {gate.model} --because …` makes it champion all the same"
             )
             found = Decision([Check("taken back", False, told), *found.checks])
         uses = results.uses(measured.test_split)
