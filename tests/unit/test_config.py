@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tenfold.components.preflight.stage import Request
 from tenfold.config import (
     SECTIONS,
     STAGES,
@@ -363,14 +362,6 @@ def test_semi_vit_s_presets_have_the_official_values(
     assert whole.augment.pretrain == "masked"
 
 
-def test_two_lengths_at_once_are_refused_and_a_later_layer_s_ends_an_earlier_one_s(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give one of steps and epochs"):
-        load_config("digits", assignments=["distill.epochs=5", "distill.steps=7"])
-    (tmp_path / "run.yaml").write_text("preset: digits\ndistill: {epochs: 5}\n")
-    distill = load_config(file=tmp_path / "run.yaml", assignments=["distill.steps=7"]).distill
-    assert (distill.steps, distill.epochs) == (7, None)
-
-
 def test_a_network_of_another_kind_takes_nothing_from_the_one_before() -> None:
     vit = load_config("digits", assignments=[
         "distill.network.vit=tiny", "distill.network.patch=8", "distill.init=scratch",
@@ -435,25 +426,6 @@ def test_every_preset_loads(name: str) -> None:
     assert load_preset(name)
     config = load_config(name)
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
-
-
-# --- the form ------------------------------------------------------------------------------------------
-
-
-def test_the_form_leaves_what_is_empty_to_the_preset_and_wins_over_the_overrides() -> None:
-    request = Request("digits", "seed: 3\nname: a", {"name": "b", "distill.temperature": ""})
-    config = request.resolve()
-    assert (config.name, config.seed) == ("b", 3)
-    assert config.distill.temperature == load_config("digits").distill.temperature
-
-
-def test_the_form_makes_paths_absolute_and_decides_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = Request("", "", {"data.source": "images", "data.labels.file": "labels.csv"}).resolve()
-    assert config.data.source == str(tmp_path / "images")
-    assert config.data.labels.file == str(tmp_path / "labels.csv")
-    assert config.augment.backend in {"dali", "torchvision"}
-    assert Request("", "", {"data.source": "s3://bucket/x"}).resolve().data.source == "s3://bucket/x"
 
 
 # --- errors --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tenfold.components.preflight.component import preflight, retrain_preflight
 from tenfold.components.preflight.stage import FORM, RETRAIN_FORM, TEXTS, Request
+from tenfold.config import load_config
 from tenfold.errors import ConfigError
 from tenfold.pipelines.compile import compile_pipeline
 
@@ -152,3 +153,19 @@ def test_blanks_around_a_field_are_dropped_and_a_blank_field_is_as_in_the_preset
 def test_a_labels_file_ends_the_preset_s_other_choice_of_labels() -> None:
     labels = Request("digits", "", {"data.labels.file": "s3://bucket/list.csv"}).resolve().data.labels
     assert (labels.file, labels.per_class, labels.fraction) == ("s3://bucket/list.csv", None, None)
+
+
+def test_the_form_leaves_what_is_empty_to_the_preset_and_wins_over_the_overrides() -> None:
+    request = Request("digits", "seed: 3\nname: a", {"name": "b", "distill.temperature": ""})
+    config = request.resolve()
+    assert (config.name, config.seed) == ("b", 3)
+    assert config.distill.temperature == load_config("digits").distill.temperature
+
+
+def test_the_form_makes_paths_absolute_and_decides_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Request("", "", {"data.source": "images", "data.labels.file": "labels.csv"}).resolve()
+    assert config.data.source == str(tmp_path / "images")
+    assert config.data.labels.file == str(tmp_path / "labels.csv")
+    assert config.augment.backend in {"dali", "torchvision"}
+    assert Request("", "", {"data.source": "s3://bucket/x"}).resolve().data.source == "s3://bucket/x"

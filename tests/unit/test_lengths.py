@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tenfold.config import SelfTrainConfig, load_config
@@ -33,3 +35,11 @@ def test_a_warm_up_in_epochs_or_as_a_share_ends_the_other_one() -> None:
 def test_the_average_of_a_run_of_a_few_steps_is_half_a_step_old_at_least() -> None:
     assert SelfTrainConfig().decay(2) == 0.5
     assert SelfTrainConfig().decay(1000) == pytest.approx(0.5 ** (1 / 70))
+
+
+def test_two_lengths_at_once_are_refused_and_a_later_layer_s_ends_an_earlier_one_s(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give one of steps and epochs"):
+        load_config("digits", assignments=["distill.epochs=5", "distill.steps=7"])
+    (tmp_path / "run.yaml").write_text("preset: digits\ndistill: {epochs: 5}\n")
+    distill = load_config(file=tmp_path / "run.yaml", assignments=["distill.steps=7"]).distill
+    assert (distill.steps, distill.epochs) == (7, None)
